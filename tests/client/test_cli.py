@@ -267,7 +267,7 @@ def test_a_command_whose_extra_is_missing_names_it(
     ("arguments", "message"),
     [
         (["dignose"], "gradmedic: there is no command 'dignose'; did you mean 'diagnose' or 'rediagnose'?"),
-        (["zzz"], "gradmedic: there is no command 'zzz'; there are api-key, completion, "),
+        (["zzz"], "gradmedic: there is no command 'zzz'; there are alerts, api-key, completion, "),
         (["runs", "--levl", "ok"], "gradmedic runs: there is no option --levl; did you mean '--level'?"),
         (["runs", "--level=critcal"], "argument --level: 'critcal' is not one of critical, unknown, ok, attention"),
         (["runs", "x"], "gradmedic runs: one argument too many: 'x'"),

@@ -586,6 +586,7 @@ def test_the_zoom_goes_to_what_decided_the_verdict(open_page: Any, service: Serv
     page.locator("#to-onset").click()
     page.wait_for_url(re.compile("step="))
     assert query_of(page)["step"] == [str(min(diagnosis["since_step"], finding["first_step"]))]
+    page.close()
     httpx2.delete(f"{service.url}/api/v1/runs/{run}")
 
 

@@ -1,4 +1,4 @@
-"""Rewinds in the real frameworks, and with a real service: a bad batch reaches the buffers of a normalization."""
+"""Rewinds in the real frameworks, and with a real service: a bad batch reaches a buffer of the model."""
 
 from __future__ import annotations
 
@@ -34,12 +34,19 @@ def here(service_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     torch.manual_seed(0)
 
 
-class Normalized(Regression):
-    """A small model with a normalization that returns its loss."""
+class Centered(Regression):
+    """A small model that subtracts the running average of its inputs, and returns its loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+        self.average: Tensor
+        self.register_buffer("average", torch.zeros(8))
+
+    def forward(self, inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Return the loss."""
+        self.average = 0.99 * self.average + 0.01 * inputs.mean(dim=0)
+        return super().forward(inputs - self.average, labels)
 
 
 class Module(pl.LightningModule):
@@ -47,7 +54,7 @@ class Module(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = Normalized()
+        self.model = Centered()
 
     def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
         """Return the loss."""
@@ -87,7 +94,7 @@ def check(client: gradmedic.Client, run: gradmedic.Run | None, model: nn.Module,
 
 def test_a_plain_loop(client: gradmedic.Client, service_url: str) -> None:
     """The steps go on behind the state; the run is one that learns, and not one that exploded."""
-    model = Normalized()
+    model = Centered()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     run = gradmedic.init("loop", base_url=service_url, on_unhealthy="rewind")
     run.watch(model, optimizer)
@@ -124,7 +131,7 @@ def test_transformers(client: gradmedic.Client) -> None:
         def _get_train_sampler(self, *_: Any) -> None:
             return None
 
-    model = Normalized()
+    model = Centered()
     trainer = InOrder(
         model=model,
         args=TrainingArguments(
@@ -147,7 +154,7 @@ def test_accelerate(client: gradmedic.Client) -> None:
     tracker = for_accelerate.GradmedicTracker("accelerate", on_unhealthy="rewind")
     accelerator = Accelerator(log_with=tracker, cpu=True)
     accelerator.init_trackers("accelerate")
-    plain = Normalized()
+    plain = Centered()
     loader: Any = DataLoader(Poisoned(), batch_size=BATCH)
     model, optimizer, loader = accelerator.prepare(plain, torch.optim.AdamW(plain.parameters(), lr=1e-3), loader)
     tracker.run.watch(model, optimizer)

@@ -26,6 +26,7 @@ import gradmedic
 from gradmedic.cli import main
 from gradmedic.protocol.service import PROBLEM_MEDIA_TYPE, Problem
 from gradmedic.transport.http import Request, Response, Urllib3Transport
+from gradmedic.upload.journal import Journal
 
 
 @pytest.mark.usefixtures("quick_retries")
@@ -141,7 +142,7 @@ def test_a_step_that_was_sent_is_not_counted_as_dropped(
 ) -> None:
     """Steps are dropped while a block is in flight, and the service accepts the block: the dropped count is exact."""
     if not has_disk:
-        monkeypatch.setattr(gradmedic.Run, "_open_journal", lambda _self: None)
+        monkeypatch.setattr(Journal, "create", lambda *_: None)
     transport = Overtaken(loses_answer)
     run = start(service_url, max_queue_bytes=100_000, max_disk_bytes=20_000, flush_interval=60, transport=transport)
     for i in range(20):

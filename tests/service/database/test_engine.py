@@ -187,9 +187,9 @@ def test_unsupported_urls(url: str, words: str) -> None:
 def test_postgres_urls() -> None:
     """All usual forms of a PostgreSQL URL have one driver, and the password is never printed."""
     for prefix in ("postgresql", "postgres", "postgresql+psycopg", "postgresql+psycopg2"):
-        assert parse_url(f"{prefix}://u:secret@h/d").drivername == "postgresql+psycopg"
-    assert "secret" not in printable_url("postgresql://u:secret@h/d")
-    assert "secret" not in repr(Settings(database_url=SecretStr("postgresql://u:secret@h/d")))
+        assert parse_url(f"{prefix}://u:hunter2@h/d").drivername == "postgresql+psycopg"
+    assert "hunter2" not in printable_url("postgresql://u:hunter2@h/d")
+    assert "hunter2" not in repr(Settings(database_url=SecretStr("postgresql://u:hunter2@h/d")))
 
 
 def test_missing_files(tmp_path: Path) -> None:

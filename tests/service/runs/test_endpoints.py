@@ -424,7 +424,8 @@ def test_deleting_removes_everything(client: TestClient, create_run: Any, databa
     for run in (kept, deleted):
         rows: list[Any] = [[1, 1]] * 1599 + [["NaN", 1]]
         body = {"steps": list(range(1600)), "loss": [1.0] * 1600, "statistics": {"grad_norm": rows}}
-        assert client.post(f"{run}/steps", json=body).status_code == 200
+        action = {"step": 7, "action": "skip", "reason": "gradient_spike", "explanation": "The norm is a spike."}
+        assert client.post(f"{run}/steps", json={**body, "guard_actions": [action]}).status_code == 200
         assert client.put(f"{run}/review", json={"answer": "right"}).status_code == 200
     assert client.delete(deleted).status_code == 204
     assert client.get(deleted).status_code == 404

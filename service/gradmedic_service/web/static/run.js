@@ -355,7 +355,7 @@ function showRun() {
   showTags(run);
   showNotes(run).catch(showError);
   showConfig(run);
-  const facts = [run.last_step !== null && `last step ${integer(run.last_step)}`, `${integer(layers.length)} ${layers.length === 1 ? "layer" : "layers"}`, run.framework, run.group && `group ${run.group}`, run.generation ? `resumed ${run.generation} times` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client's queue was full`];
+  const facts = [run.last_step !== null && `last step ${integer(run.last_step)}`, `${integer(layers.length)} ${layers.length === 1 ? "layer" : "layers"}`, run.framework, run.group && `group ${run.group}`, run.generation ? `rewound ${run.generation === 1 ? "once" : `${integer(run.generation)} times`}` : null, run.training?.dropped_steps && `${integer(run.training.dropped_steps)} steps are missing: the client's queue was full`];
   byId("unsent").hidden = run.is_end_reported;
   byId("layer-order").hidden = run.training?.layer_order !== "registration";
   byId("facts").replaceChildren(facts.filter(Boolean).join(" · "), " · created ", time(run.created_at));

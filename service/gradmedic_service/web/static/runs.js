@@ -76,6 +76,7 @@ async function reload({ keepsPlace = false } = {}) {
   try {
     const loaded = await data.load({ ...filters.query(), config_keys: columns.configKeys }, filters.groupBy, openGroups);
     if (!loaded) return;
+    await projects; // before the page is shown, so that a longer list of them moves nothing
     if (!keepsPlace) byId("list").scrollTop = 0;
     showMoved(null);
     showNone();
@@ -144,5 +145,5 @@ byId("moved").addEventListener("click", () => reload());
 byId("filters").elements.group_by.addEventListener("focus", fillGroupings, { once: true });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 showSorts();
+const projects = fillProjects();
 reload();
-fillProjects();

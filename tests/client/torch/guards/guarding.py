@@ -32,6 +32,16 @@ class Switch:
         return bool(self.reasons)
 
 
+_guards: list[StepGuard] = []
+
+
 def guard(recording: Recording, policy: GuardPolicy, switch: Switch | None = None) -> StepGuard:
-    """Guard the optimizers of a recording."""
-    return begin_guard(policy, switch or Switch(), recording.watch)
+    """Guard the optimizers of a recording until the end of the test."""
+    _guards.append(begin_guard(policy, switch or Switch(), recording.watch))
+    return _guards[-1]
+
+
+def close_guards() -> None:
+    """End the guards of this test, as a run does with its own."""
+    while _guards:
+        _guards.pop().close()
