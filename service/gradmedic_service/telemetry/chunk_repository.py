@@ -79,17 +79,17 @@ def add_chunk(connection: Connection, run_id: UUID, extent: ChunkExtent, data: b
     )
 
 
-def read_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> Iterator[bytes]:
-    """Read the data of the chunks that touch a range of steps, in order, a few at a time."""
+def read_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> Iterator[tuple[int, bytes]]:
+    """Read the number of steps and the data of the chunks that touch a range of steps, in order, a few at a time."""
     chunk = models.TelemetryChunk
     rows = connection.execute(
-        select(chunk.data)
+        select(chunk.step_count, chunk.data)
         .where(chunk.run_id == run_id, chunk.last_step >= from_step, chunk.first_step <= to_step)
         .order_by(chunk.first_step)
         .execution_options(yield_per=ROWS_READ_AT_ONCE)
     )
-    for (data,) in rows:
-        yield data
+    for row in rows:
+        yield row.step_count, row.data
 
 
 def count_steps(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> int:

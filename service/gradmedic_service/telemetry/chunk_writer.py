@@ -1,6 +1,7 @@
 """Writes the steps of a run: chunks, and the rollups of full chunks.
 
-While a run goes on, nothing that was written is read again. A full block becomes a chunk, once. The buckets of full
+While a run goes on, a step is written once, and once more if its chunk is short. A full block becomes a chunk at once.
+Short blocks become short chunks, which are folded into a full one when they have enough steps. The buckets of full
 chunks are computed while their values are in memory and wait in the `Tail` until they fill a rollup. A process without
 the tail reads it from the database.
 """
@@ -28,8 +29,8 @@ from gradmedic_service.telemetry.rollups import (
 FULL_CHUNK_STEPS = 50
 """Number of steps from which on a chunk is full and never rewritten. A client sends blocks of this length under load;
 they compress as well as longer ones, and reading a few steps decompresses little."""
-MAX_TAIL_CHUNKS = FULL_CHUNK_STEPS.bit_length() + 1
-"""Largest number of chunks in a tail: chunks that are not full become shorter by halves towards the end."""
+MAX_TAIL_CHUNKS = FULL_CHUNK_STEPS
+"""Largest number of chunks in a tail: short chunks of one step each, and the full chunk before them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,26 +46,22 @@ class Tail:
 def write_block(connection: Connection, run_id: UUID, block: Block, tail: Tail | None = None) -> Tail:
     """Write a block and return the new tail.
 
-    The block is merged with the chunks before it that are not full and no longer than what follows them. As in a binary
-    counter, a step is rewritten only into a chunk at least twice as long as its own: at most log2(FULL_CHUNK_STEPS) + 1
-    times, and not at all where blocks are full. Long blocks become several full chunks; each of these may complete a
-    rollup.
+    A block that makes a full chunk with the short chunks before it is written together with them, in their place. So a
+    step is rewritten at most once, and not at all where blocks are full. Long blocks become several full chunks; each
+    of these may complete a rollup.
     """
     if tail is None:
         tail = Tail(tuple(chunk_repository.read_last_extents(connection, run_id, MAX_TAIL_CHUNKS)), None)
     extents, buckets = tail.extents, tail.buckets
-    step_count, position = len(block), _next_position(extents[0]) if extents else 0
-    merged = 0
-    for extent in extents:
-        if extent.step_count >= FULL_CHUNK_STEPS or extent.step_count > step_count:
-            break
-        step_count += extent.step_count
-        position = extent.position
-        merged += 1
-    if merged:
-        chunks_before = chunk_repository.remove_chunks_from(connection, run_id, extents[merged - 1].first_step)
+    position = _next_position(extents[0]) if extents else 0
+    short = [extent for extent in extents if extent.step_count < FULL_CHUNK_STEPS]
+    step_count = len(block) + sum(extent.step_count for extent in short)
+    if step_count < FULL_CHUNK_STEPS:
+        step_count = len(block)
+    elif short:
+        chunks_before = chunk_repository.remove_chunks_from(connection, run_id, short[-1].first_step)
         block = concatenate_blocks([*map(decode_chunk, chunks_before), block])
-        extents = extents[merged:]
+        extents, position = extents[len(short) :], short[-1].position
     chunk_count = max(1, step_count // FULL_CHUNK_STEPS)
     for start, stop in pairwise(step_count * index // chunk_count for index in range(chunk_count + 1)):
         part = block if chunk_count == 1 else block.cut(start, stop)

@@ -18,8 +18,8 @@ from gradmedic_diagnosis.state import StateError
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.runs.facts import FactsCache, RunFacts
 from gradmedic_service.runs.repository import read_stored_facts
-from gradmedic_service.telemetry import chunk_repository, repository
-from gradmedic_service.telemetry.chunks import decode_chunk, widen_block
+from gradmedic_service.telemetry import chunk_reading, repository
+from gradmedic_service.telemetry.chunks import widen_block
 from gradmedic_service.telemetry.codec import CorruptChunk, compress, decompress
 from gradmedic_service.telemetry.repository import DiagnosisSnapshot, RunRow
 
@@ -111,8 +111,8 @@ def read_blocks(
     connection: Connection, run_id: UUID, layer_count: int, first_step: int, last_step: int
 ) -> Iterator[Block]:
     """Yield the stored steps of a range, a chunk at a time, widened to `layer_count` layers."""
-    for data in chunk_repository.read_chunks(connection, run_id, first_step, last_step):
-        block = cut_after(widen_block(decode_chunk(data), layer_count), last_step)
+    for chunk in chunk_reading.read_chunks(connection, run_id, first_step, last_step):
+        block = cut_after(widen_block(chunk.to_block(), layer_count), last_step)
         block = block.cut(int(np.searchsorted(block.steps, first_step)), len(block))
         if len(block):
             yield block

@@ -8,8 +8,7 @@ from uuid import UUID
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.runs.facts import FactsCache
-from gradmedic_service.telemetry import chunk_repository, service
-from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry import chunk_reading, service
 
 _DETECTOR = "nonfinite"
 _SEARCHED_STEPS = 1_000
@@ -36,7 +35,7 @@ def find_failed_step(connection: Connection, facts: FactsCache, run_id: UUID) ->
         return None
     failed = min(steps)
     before: list[int] = []
-    for data in chunk_repository.read_chunks(connection, run_id, max(0, failed - _SEARCHED_STEPS), failed - 1):
-        before += [int(step) for step in Chunk(data).steps if step < failed]
+    for chunk in chunk_reading.read_chunks(connection, run_id, max(0, failed - _SEARCHED_STEPS), failed - 1):
+        before += [int(step) for step in chunk.steps if step < failed]
     start = before[-2] + 1 if len(before) > 1 else 0
     return FailedStep(failed, start, failed - before[-1] if before else 1)

@@ -24,7 +24,7 @@ from gradmedic_service.runs.progress import (
     listed_names,
     read_progress,
 )
-from gradmedic_service.telemetry import chunk_repository, repository
+from gradmedic_service.telemetry import chunk_reading, chunk_repository, repository
 from gradmedic_service.telemetry.chunks import Chunk
 from gradmedic_service.telemetry.repository import ListedProgress, RunRow
 from gradmedic_service.telemetry.series_accumulator import SeriesSelection
@@ -156,8 +156,7 @@ def _find_last_value(
 def _scan(connection: Connection, run_id: UUID, names: Iterable[str], first: int, last: int) -> dict[str, LastValue]:
     """Read the chunks that touch a range of steps, up to its last step, and return the last values in them."""
     found: dict[str, LastValue] = {}
-    for data in chunk_repository.read_chunks(connection, run_id, first, last):
-        chunk = Chunk(data)
+    for chunk in chunk_reading.read_chunks(connection, run_id, first, last):
         count = int(np.searchsorted(chunk.steps, last, side="right"))
         for name in names:
             series = chunk.series.get(name) or chunk.metrics.get(name)

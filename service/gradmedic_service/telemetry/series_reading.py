@@ -9,8 +9,7 @@ from gradmedic.protocol.statistics import SERIES
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.telemetry import chunk_repository, repository
-from gradmedic_service.telemetry.chunks import Chunk
+from gradmedic_service.telemetry import chunk_reading, chunk_repository, repository
 from gradmedic_service.telemetry.repository import RunRow
 from gradmedic_service.telemetry.rollups import ROLLUP_FACTOR, Rollup
 from gradmedic_service.telemetry.series_accumulator import POINT_BYTES, SeriesAccumulator, SeriesSelection
@@ -83,8 +82,8 @@ def _accumulate(
     if first > last:
         return
     if level == 0:
-        for data in chunk_repository.read_chunks(connection, run_id, first, last):
-            accumulator.add_chunk(Chunk(data))
+        for chunk in chunk_reading.read_chunks(connection, run_id, first, last):
+            accumulator.add_chunk(chunk)
         return
     _, rollups_first, rollups_last = chunk_repository.read_rollup_extent(connection, run_id, level, first, last)
     _accumulate(connection, run_id, level - 1, first, rollups_first - 1, accumulator)

@@ -26,8 +26,16 @@ from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.runs.stalling import SilenceLimit, recorded_at
-from gradmedic_service.telemetry import block_reading, chunk_repository, diagnosis_state, repository, series_reading
-from gradmedic_service.telemetry.chunk_writer import write_block
+from gradmedic_service.telemetry import (
+    block_reading,
+    chunk_reading,
+    chunk_repository,
+    diagnosis_state,
+    repository,
+    series_reading,
+)
+from gradmedic_service.telemetry.chunk_repository import ChunkExtent
+from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS, write_block
 from gradmedic_service.telemetry.chunks import Chunk, decode_chunk
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.diagnosis_state import cut_after, read_facts
@@ -41,7 +49,7 @@ from gradmedic_service.telemetry.series_table import SeriesTable
 MAX_METRICS_OF_A_RUN = 1_000
 """Largest number of metric names of a run. A script that needs more makes names up."""
 GUARDED_CHUNKS = 4
-"""Number of the last chunks, of 50 to 99 steps each, in whose steps the actions of guards are counted."""
+"""Number of the last full chunks, of 50 to 99 steps each, from which on the actions of guards are counted."""
 MAX_SERIES_POINTS = 1_000_000
 """Largest number of series times buckets in an answer, some 40 MB of JSON."""
 
@@ -248,7 +256,7 @@ def _report_guards(connection: Connection, run: RunRow) -> GuardReport | None:
     counts = guards.count_actions(connection, run.id)
     if not counts:
         return None
-    extents = chunk_repository.read_last_extents(connection, run.id, GUARDED_CHUNKS)
+    extents = _guarded_chunks(chunk_repository.read_last_extents(connection, run.id, MAX_TAIL_CHUNKS + GUARDED_CHUNKS))
     first = extents[-1].first_step if extents else 0
     return describe_guards(
         counts,
@@ -256,6 +264,12 @@ def _report_guards(connection: Connection, run: RunRow) -> GuardReport | None:
         sum(extent.step_count for extent in extents),
         guards.count_steps_with_actions(connection, run.id, first),
     )
+
+
+def _guarded_chunks(extents: Sequence[ChunkExtent]) -> Sequence[ChunkExtent]:
+    """Return the chunks in whose steps the actions of guards are counted, of the last ones of a run, the last first."""
+    full = [index for index, extent in enumerate(extents) if extent.step_count >= FULL_CHUNK_STEPS]
+    return extents if len(full) < GUARDED_CHUNKS else extents[: full[GUARDED_CHUNKS - 1] + 1]
 
 
 def read_verdict_history(connection: Connection, principal: Principal, run_id: UUID) -> VerdictHistory:
@@ -342,8 +356,7 @@ def _read_values(
     connection: Connection, run_id: UUID, last_step: int, choose: Callable[[Chunk], StepSeries | None]
 ) -> NDArray[np.float64]:
     values = [np.zeros(0)]
-    for data in chunk_repository.read_chunks(connection, run_id, 0, last_step):
-        chunk = Chunk(data)
+    for chunk in chunk_reading.read_chunks(connection, run_id, 0, last_step):
         series = choose(chunk)
         if series is not None:
             values.append(series.values[series.present & (chunk.steps <= last_step)])

@@ -27,7 +27,7 @@ from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Run, TelemetryChunk
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS
+from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.telemetry.service import append
@@ -197,16 +197,13 @@ def test_an_explosion_gives_one_alert(client: TestClient, create_run: Any) -> No
 
 @pytest.mark.slow
 def test_single_steps_are_merged_into_few_chunks(client: TestClient, create_run: Any, database: Database) -> None:
-    """Steps that are sent one by one become full chunks and a short tail of shrinking chunks; no step is lost."""
+    """Steps that are sent one by one are folded into a full chunk as soon as there are enough; no step is lost."""
     run = create_run(client)
     for step in range(150):
         assert client.post(f"{run}/steps", json=steps_of(step, 1)).status_code == 200
         lengths = chunk_lengths(database, run)
-        tail = [length for length in lengths if length < FULL_CHUNK_STEPS]
-        assert sum(lengths) == step + 1
-        assert tail == sorted(tail, reverse=True)
-        assert len(tail) <= MAX_TAIL_CHUNKS
-        assert all(length >= FULL_CHUNK_STEPS for length in lengths[: len(lengths) - len(tail)])
+        full, short = divmod(step + 1, FULL_CHUNK_STEPS)
+        assert lengths == [FULL_CHUNK_STEPS] * full + [1] * short
     assert series(client, run, "loss")["series"][0]["mean"] == [float(step) for step in range(150)]
 
 

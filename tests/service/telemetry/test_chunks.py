@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 
 from gradmedic_diagnosis import Block, StepSeries
 from gradmedic_service.telemetry.chunks import Chunk, concatenate_blocks, decode_chunk, encode_chunk, widen_block
-from gradmedic_service.telemetry.codec import CorruptChunk
+from gradmedic_service.telemetry.codec import STORED_LENGTH, CorruptChunk, decompress, store
 
 SERIES_NAMES = ("loss", "learning_rate")
 METRIC_NAMES = ("accuracy", "π")
@@ -66,6 +66,21 @@ def assert_same(left: Block, right: Block) -> None:
 def test_a_block_is_read_back_unchanged(block: Block) -> None:
     """A block is read back unchanged, with NaN, infinities and absent layers."""
     assert_same(decode_chunk(encode_chunk(block)), block)
+
+
+@given(blocks(), st.booleans())
+def test_a_block_is_read_back_whether_or_not_it_is_compressed(block: Block, is_compressed: bool) -> None:
+    """A chunk that compresses nothing and one that does hold the same block."""
+    assert_same(decode_chunk(encode_chunk(block, is_compressed=is_compressed)), block)
+
+
+@pytest.mark.parametrize("length", [0, 1, 255, 256, 257, 65_535, 65_536, 65_537, 300_000])
+def test_stored_bytes_are_read_as_a_zstd_frame(length: int) -> None:
+    """Bytes of any length that `store` frames are read back by zstd; up to `STORED_LENGTH` they stay as they are."""
+    data = bytes(range(251)) * (length // 251 + 1)
+    stored = store(data[:length])
+    assert decompress(stored) == data[:length]
+    assert (data[:length] in stored) == (length <= STORED_LENGTH)
 
 
 @given(blocks())
