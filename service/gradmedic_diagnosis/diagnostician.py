@@ -23,8 +23,8 @@ from gradmedic_diagnosis.block import Block
 from gradmedic_diagnosis.calibration import AlarmEvidence, HealthEvidence, calibrate
 from gradmedic_diagnosis.causes import FAILED_LEARNING, find_causes
 from gradmedic_diagnosis.course import Course
-from gradmedic_diagnosis.detectors import DETECTOR_TYPES
-from gradmedic_diagnosis.detectors.base import Detector
+from gradmedic_diagnosis.detector_panel import DetectorPanel
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView, read_rows
 from gradmedic_diagnosis.layer_averages import MAX_GROUPS, DepthProfile, LayerAverages
 from gradmedic_diagnosis.level import LevelTracker
@@ -87,8 +87,7 @@ class Diagnostician:
         """Losses by the layers that were present: optimizers that take turns have a stream each."""
         self._stream_names: dict[bytes, str] = {}
         self._stream_key = ""
-        self._detectors: list[Detector] = [detector() for detector in DETECTOR_TYPES]
-        self._voters = self._list_voters()
+        self._panel = DetectorPanel(self._muted)
         self._history = RunHistory()
         self._objective = ObjectiveTracker(self._training)
         self._course = Course()
@@ -143,14 +142,17 @@ class Diagnostician:
         loss_scales = _to_list(block, "loss_scale", math.nan)
         probes = read_probes(block)
         objectives = self._objective.read(block, losses)
-        applicable = [
-            detector
-            for detector in self._detectors
-            if (detector.needed_series is None or detector.needed_series in block.series)
-            and detector.is_applicable(self._architecture, measurements)
-        ]
-        observers = [detector.observe for detector in applicable if not detector.reads_only_probes]
-        probe_observers = [detector.observe for detector in applicable if detector.reads_only_probes]
+        self._panel.begin_block(
+            StepColumns(
+                block=block,
+                measurements=measurements,
+                depth_profile=profile,
+                architecture=self._architecture,
+                training=self._training,
+                probes=probes,
+                has_one_stream=self._has_one_stream(measurements),
+            )
+        )
         rows = read_rows(measurements, profile)
         has_layers: list[bool] = np.logical_or.reduce(measurements.present, axis=1).tolist()
         row = -1
@@ -199,15 +201,20 @@ class Diagnostician:
                 view.set_statistics(row, rows[row])
             else:
                 view.row = None
-            for observe in observers:
-                observe(view)
-            if view.probes:
-                for observe in probe_observers:
-                    observe(view)
+            self._panel.observe(view, i)
             change = self._update_verdict(view)
             if change is not None:
                 changes.append(change)
+        self._panel.end_block()
         return changes
+
+    def _has_one_stream(self, measurements: Measurements) -> bool:
+        """Return whether the run has one stream of losses so far, and all rows of a block belong to it."""
+        if self._stream_key not in self._streams or len(self._streams) > 1:
+            return False
+        return all(
+            self._stream_names.get(key) == self._stream_key for key in set(measurements.presence_keys) if any(key)
+        )
 
     def _count_step(self, *, has_layers: bool | None) -> None:
         """Count a step; `has_layers` is whether a layer is present, None if the step is not sampled."""
@@ -253,12 +260,13 @@ class Diagnostician:
         if self._muted and self._course.verdict is not None and self._course.decider(self._muted) is None:
             self._course.forget()
         decider = None if self._course.verdict is None else self._course.decider(())
-        self._course.advance(self._list_votes(view), view, learning)
+        votes = self._panel.list_votes(view, has_verdict=self._course.verdict is not None)
+        self._course.advance(votes, view, learning)
         if decider is not None and self._course.verdict is None:
-            self._resolve(decider, view.step)
+            self._panel.resolve(decider, view.step)
         verdict = self._decide_verdict()
         level = self._level_tracker.judge(
-            verdict, learning, has_open_warning=self._has_open_warning, has_open_fault=self._has_open_fault
+            verdict, learning, has_open_warning=self._panel.has_open_warning, has_open_fault=self._panel.has_open_fault
         )
         if verdict != self._verdict:
             self._verdict, self._since_step = verdict, None if verdict == "undetermined" else view.step
@@ -273,31 +281,6 @@ class Diagnostician:
             score=self._compute_score(),
             finding=self._course.decider(self._muted),
         )
-
-    def _resolve(self, decider: str, step: int) -> None:
-        """Resolve the finding that decided a verdict which has ended: it held as long as the verdict."""
-        for detector in self._detectors:
-            detector.forget_trouble()
-            if detector.id == decider and detector.finding_state is not None:
-                detector.finding_state.resolved_step = step
-
-    def _list_voters(self) -> list[Detector]:
-        """Return the detectors that support a verdict; conditions do not."""
-        return [detector for detector in self._detectors if detector.verdict in UNHEALTHY_VERDICTS]
-
-    def _list_votes(self, view: StepView) -> list[Detector]:
-        """Return the detectors that vote.
-
-        There is no first vote for vanishing while an explosion may be the reason, or a fault of the script is one.
-        """
-        voting = [detector for detector in self._voters if detector.strength]
-        if voting and self._muted:
-            voting = [detector for detector in voting if detector.id not in self._muted]
-        if voting and self._course.verdict is None and all(detector.verdict == "vanishing" for detector in voting):
-            is_undecided = any(detector.is_undecided(view) for detector in self._list_unmuted())
-            if is_undecided or self._has_open_fault():
-                return [] if is_undecided else [detector for detector in voting if detector.judges_update]
-        return voting
 
     def _decide_verdict(self) -> Verdict:
         """Return the verdict of the course, or what there is to tell of a run without one."""
@@ -320,8 +303,8 @@ class Diagnostician:
             return HealthEvidence(
                 steps=max(self._steps_with_loss, self._sampled_steps),
                 learning=self._judged_learning,
-                has_warning=self._has_open_warning(),
-                has_suspicion=any(d.is_open and d.verdict == "vanishing" for d in self._list_unmuted()),
+                has_warning=self._panel.has_open_warning(),
+                has_suspicion=any(d.is_open and d.verdict == "vanishing" for d in self._panel.unmuted),
             )
         course = self._course
         return AlarmEvidence(
@@ -336,7 +319,7 @@ class Diagnostician:
         findings = self._report_findings()
         causes: list[Cause] = []
         advice: list[Advice] = []
-        conditions = {detector.id: score for detector in self._list_unmuted() if (score := detector.cause_score) > 0}
+        conditions = {detector.id: score for detector in self._panel.unmuted if (score := detector.cause_score) > 0}
         if self._verdict in UNHEALTHY_VERDICTS or conditions or self._judged_learning in FAILED_LEARNING:
             evidence = RunEvidence(
                 verdict=self._verdict,
@@ -380,18 +363,6 @@ class Diagnostician:
     def _learning_state(self) -> Learning:
         return self._objective.judge(has_several_streams=len(self._streams) > 1)
 
-    def _has_open_fault(self) -> bool:
-        for detector in self._list_unmuted():  # a loop: this runs at every step
-            if detector.finding_state is not None and detector.is_fault and detector.is_open:
-                return True
-        return False
-
-    def _has_open_warning(self) -> bool:
-        return any(
-            detector.is_open and detector.finding_state is not None and detector.finding_state.severity == "warning"
-            for detector in self._list_unmuted()
-        )
-
     def _report_findings(self) -> list[Finding]:
         """Return the findings, those for the present verdict first, then by strength.
 
@@ -399,7 +370,7 @@ class Diagnostician:
         """
         decider = self._course.decider(self._muted)
         ordered = sorted(
-            self._list_unmuted(),
+            self._panel.unmuted,
             key=lambda detector: (detector.verdict != self._verdict, -detector.strength, detector.id != decider),
         )
         is_held = decider is not None and not any(
@@ -414,18 +385,13 @@ class Diagnostician:
                 findings.append(replace(finding, resolved_step=None) if is_kept_open else finding)
         return findings
 
-    def _list_unmuted(self) -> list[Detector]:
-        if not self._muted:
-            return self._detectors
-        return [detector for detector in self._detectors if detector.id not in self._muted]
-
     def to_bytes(self) -> bytes:
         """Serialize the state. It does not contain the arguments of the constructor."""
         state: dict[str, Any] = {
             "averages": self._averages.to_state(),
             "streams": {key: progress.to_state() for key, progress in self._streams.items()},
             "stream_key": self._stream_key,
-            "detectors": {detector.id: detector.to_state() for detector in self._detectors},
+            "detectors": self._panel.to_state(),
             "history": self._history.to_state(),
             **self._objective.to_state(),
             "course": self._course.to_state(),
@@ -463,12 +429,7 @@ class Diagnostician:
             self._streams[key] = LossProgress()
             self._streams[key].restore(progress)
         self._stream_key = state["stream_key"]
-        stored = state["detectors"]
-        self._detectors = [
-            detector.from_state(stored[detector.id]) if detector.id in stored else detector()
-            for detector in DETECTOR_TYPES
-        ]
-        self._voters = self._list_voters()
+        self._panel.restore(state["detectors"])
         self._history.restore(state["history"])
         self._objective.restore(state)
         self._last_step = state["last_step"]
@@ -478,7 +439,7 @@ class Diagnostician:
         if "course" in state:
             self._course.restore(state["course"])
         else:  # version 0.1 had no course
-            self._course.take_up(self._verdict, self._since_step, self._detectors, self._current_progress)
+            self._course.take_up(self._verdict, self._since_step, self._panel.all, self._current_progress)
         self._judged_learning = self._learning_state
         self._level_tracker.restore(state.get("level_tracker", {}))
         self._level = state.get("level") or LevelTracker().judge(

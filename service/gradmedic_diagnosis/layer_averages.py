@@ -130,28 +130,39 @@ class LayerAverages(Persistent):
         self, measurements: Measurements
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
         """Advance the three averages row by row; return smoothed, growth, rise and zero share after each row."""
-        known, present = ~np.isnan(measurements.log_rms), measurements.present
-        values = np.where(known, measurements.log_rms, 0.0)
-        counts = self.nonzero_count + np.cumsum(known, axis=0)
-        is_idle: NDArray[np.bool_] = np.logical_not(known.any(axis=0))
-        is_steady = known.all(axis=0) & (counts[:1] >= BASELINE_HORIZON).all(axis=0)
+        present = measurements.present
+        known = ~np.isnan(measurements.log_rms)
+        known_counts = known.sum(axis=0)
+        is_idle = known_counts == 0
+        is_complete = known_counts == len(known)
+        values = measurements.log_rms if is_complete.all() else np.where(known, measurements.log_rms, 0.0)
+        is_steady = is_complete & (self.nonzero_count + 1 >= BASELINE_HORIZON)
         if len(values) and (is_steady | is_idle).all():
             smoothed_rows, growth_rows, baseline_rows = self._average_steady_layers(values, is_idle)
         else:
+            counts = self.nonzero_count + np.cumsum(known, axis=0)
             smoothed_rows, growth_rows, baseline_rows = self._average_row_by_row(values, known, counts)
-        self.nonzero_count = self.nonzero_count + known.sum(axis=0)
-
-        counts = self.present_count + np.cumsum(present, axis=0)
+        self.nonzero_count = self.nonzero_count + known_counts
+        zero_rows = self._average_zeros(measurements.is_zero, present)
         self.present_count = self.present_count + present.sum(axis=0)
-        zero_rows = np.zeros_like(values)
-        if measurements.is_zero.any() or self.zero_share.any():
-            zero_weight = _row_weights(present, counts, SMOOTH_HORIZON)
-            zero = self.zero_share.copy()
-            for row, is_zero in enumerate(measurements.is_zero):
-                zero += zero_weight[row] * (is_zero - zero)
-                zero_rows[row] = zero
-            self.zero_share = zero
         return smoothed_rows, growth_rows, smoothed_rows - baseline_rows, zero_rows
+
+    def _average_zeros(self, is_zero: NDArray[np.bool_], present: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Advance the share of zero gradients; return it after each row. `present_count` is that before the rows."""
+        if not (is_zero.any() or self.zero_share.any()):
+            return np.zeros(is_zero.shape)
+        if present.all() and (self.present_count + 1 >= SMOOTH_HORIZON).all():
+            zero_rows = _average_exponentially(is_zero.astype(np.float64), self.zero_share, SMOOTH_HORIZON)
+            self.zero_share = zero_rows[-1].copy() if len(zero_rows) else self.zero_share
+            return zero_rows
+        zero_rows = np.zeros(is_zero.shape)
+        weights = _row_weights(present, self.present_count + np.cumsum(present, axis=0), SMOOTH_HORIZON)
+        zero = self.zero_share.copy()
+        for row, row_is_zero in enumerate(is_zero):
+            zero += weights[row] * (row_is_zero - zero)
+            zero_rows[row] = zero
+        self.zero_share = zero
+        return zero_rows
 
     def _average_steady_layers(
         self, values: NDArray[np.float64], is_idle: NDArray[np.bool_]
@@ -163,23 +174,38 @@ class LayerAverages(Persistent):
         """
         smoothed_rows = _average_exponentially(values, self.smoothed_log_rms, SMOOTH_HORIZON)
         smoothed_rows[:, is_idle] = self.smoothed_log_rms[is_idle]
+        baseline_rows = _average_exponentially(values, self.baseline_log_rms, BASELINE_HORIZON)
+        growth_rows = np.empty_like(values)
+        np.subtract(values[0], self.baseline_log_rms, out=growth_rows[0])
+        np.subtract(values[1:], baseline_rows[:-1], out=growth_rows[1:])
+        growth_rows[:, is_idle] = np.nan
+        self._clip_baseline(values, growth_rows, baseline_rows)
+        baseline_rows[:, is_idle] = self.baseline_log_rms[is_idle]
+        self.smoothed_log_rms, self.baseline_log_rms = smoothed_rows[-1].copy(), baseline_rows[-1].copy()
+        return smoothed_rows, growth_rows, baseline_rows
+
+    def _clip_baseline(
+        self, values: NDArray[np.float64], growth_rows: NDArray[np.float64], baseline_rows: NDArray[np.float64]
+    ) -> None:
+        """Correct the layers of which a value has to be clipped, from the first such row on: row by row."""
+        is_clipped = growth_rows > BASELINE_OUTLIER
+        first = int(np.logical_or.reduce(is_clipped, axis=1).argmax())
+        layers = np.flatnonzero(np.logical_or.reduce(is_clipped[first:], axis=0))
+        if len(layers) == 0:
+            return
+        before = (self.baseline_log_rms if first == 0 else baseline_rows[first - 1])[layers]
         weight = 1 / BASELINE_HORIZON
-        weighted = values * weight
-        highest = np.empty_like(self.baseline_log_rms)
-        baseline_rows = np.empty((len(values) + 1, values.shape[1]))
-        before = baseline_rows[0] = self.baseline_log_rms
+        weighted = values[first:, layers] * weight
+        after_rows, highest = np.empty((len(weighted) + 1, len(layers))), np.empty_like(before)
+        after_rows[0] = before
         for row, weighted_row in enumerate(weighted):
-            after = baseline_rows[row + 1]
+            before, after = after_rows[row], after_rows[row + 1]
             np.multiply(before, 1 - weight, out=after)
             after += weighted_row
             np.add(before, weight * BASELINE_OUTLIER, out=highest)
             np.minimum(after, highest, out=after)
-            before = after
-        growth_rows: NDArray[np.float64] = values - baseline_rows[:-1]
-        growth_rows[:, is_idle] = np.nan
-        baseline_rows[:, is_idle] = self.baseline_log_rms[is_idle]
-        self.smoothed_log_rms, self.baseline_log_rms = smoothed_rows[-1].copy(), baseline_rows[-1].copy()
-        return smoothed_rows, growth_rows, baseline_rows[1:]
+        baseline_rows[first:, layers] = after_rows[1:]
+        growth_rows[first:, layers] = values[first:, layers] - after_rows[:-1]
 
     def _average_row_by_row(
         self, values: NDArray[np.float64], known: NDArray[np.bool_], counts: NDArray[np.int64]
@@ -212,6 +238,11 @@ class LayerAverages(Persistent):
     def _keep_weight_norms(self, measurements: Measurements) -> None:
         """Keep each layer's first and last finite weight norm."""
         has_weight = measurements.present & np.isfinite(measurements.weight_norm)
+        if len(has_weight) and has_weight.all():
+            is_new = np.isnan(self.first_weight_norm)
+            self.first_weight_norm = np.where(is_new, measurements.weight_norm[0], self.first_weight_norm)
+            self.last_weight_norm = measurements.weight_norm[-1].copy()
+            return
         if not has_weight.any():
             return
         layers = np.flatnonzero(has_weight.any(axis=0))
@@ -242,7 +273,7 @@ class LayerAverages(Persistent):
             present = np.ones(zero_share.shape[1], dtype=np.bool_)
             if group_key is not None:
                 present = np.frombuffer(group_key, dtype=np.bool_)
-            group_rows = np.array(row_indices, dtype=np.intp)
+            group_rows = slice(None) if len(row_indices) == rows else np.array(row_indices, dtype=np.intp)
             layers = path[present[path]]
             if len(layers) == 0:
                 continue

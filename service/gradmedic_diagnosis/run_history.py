@@ -72,8 +72,11 @@ class RunHistory(Persistent):
 
     def add(self, block: Block, measurements: Measurements) -> None:
         """Add the next block."""
-        for row in range(len(measurements)):
-            self._add_norm(float(measurements.total_gradient_norm[row]), float(measurements.update_ratio[row]))
+        norms, ratios = measurements.total_gradient_norm.tolist(), measurements.update_ratio.tolist()
+        self._add_ratios([ratio for ratio in ratios if math.isfinite(ratio)])
+        for norm, ratio in zip(norms, ratios, strict=True):
+            if math.isfinite(norm):
+                self._add_norm(norm, ratio)
         for name, series in block.series.items():
             values = series.values[series.present]
             values = values[np.isfinite(values)]
@@ -101,15 +104,19 @@ class RunHistory(Persistent):
                 if math.isfinite(largest):
                     self.largest_time_factor = float(np.fmax(self.largest_time_factor, largest))
 
-    def _add_norm(self, norm: float, update_ratio: float) -> None:
-        if math.isfinite(update_ratio):
-            if math.isnan(self.first_update_ratio):
-                self.first_update_ratio = update_ratio
-            self.largest_update_ratio = max(self.largest_update_ratio, update_ratio)
-            self.recent_update_ratios = [*self.recent_update_ratios[1 - RECENT_RATIOS :], update_ratio]
-        if not math.isfinite(norm):
+    def _add_ratios(self, ratios: list[float]) -> None:
+        """Add finite update-to-weight ratios."""
+        if not ratios:
             return
-        self.largest_norm = float(np.fmax(self.largest_norm, norm))
+        if math.isnan(self.first_update_ratio):
+            self.first_update_ratio = ratios[0]
+        self.largest_update_ratio = max(self.largest_update_ratio, *ratios)
+        self.recent_update_ratios = [*self.recent_update_ratios, *ratios][-RECENT_RATIOS:]
+
+    def _add_norm(self, norm: float, update_ratio: float) -> None:
+        """Add a finite gradient norm, and the update-to-weight ratio of its step."""
+        if not self.largest_norm >= norm:
+            self.largest_norm = norm
         self.norms += 1
         if norm > CALM_FACTOR * self.calm_level:
             self.large_norms += 1

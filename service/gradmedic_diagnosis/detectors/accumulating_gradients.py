@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 CAUSE_SCORE = 0.97
@@ -39,6 +40,17 @@ class AccumulatingGradients(Detector):
     def cause_score(self) -> float:
         """Score of an open finding."""
         return CAUSE_SCORE if self.is_open else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read all steps while it is not known that the script keeps gradients."""
+        if columns.training.carries_gradients is True:
+            return 0
+        norms = columns.measurements.total_gradient_norm[~columns.is_row_skipped]
+        norms = norms[(norms > 0) & (norms < math.inf)]
+        if len(norms):
+            self.first_norm = float(norms[0]) if math.isnan(self.first_norm) else self.first_norm
+            self.largest_norm = max(self.largest_norm, float(norms.max()))
+        return len(columns)
 
     def observe(self, view: StepView) -> None:
         """Follow the gradient norm, and report it where gradients are carried over."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
@@ -111,6 +112,11 @@ class AdversaryDominates(Detector):
     def cause_score(self) -> float:
         """Score of an open finding."""
         return CAUSE_SCORE if self.is_open else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read all steps where a single optimizer trains the model with a single loss."""
+        is_alone = len(columns.training.optimizers) <= 1 and columns.has_one_stream
+        return len(columns) if self.is_at_rest and is_alone and not self.streams else 0
 
     def observe(self, view: StepView) -> None:
         """Read the loss of the step's stream, and the gradient of each network."""

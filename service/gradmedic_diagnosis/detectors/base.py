@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 from gradmedic.protocol.diagnosis import Finding, Severity
 from gradmedic.protocol.verdicts import Verdict
 from gradmedic_diagnosis.architecture import Architecture
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.measurements import Measurements
 from gradmedic_diagnosis.state import Persistent, restore_attributes, to_stored
@@ -63,6 +64,19 @@ class Detector(ABC):
     def is_applicable(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (for subclasses)
         """Whether the detector can see anything in a block. `observe` is not called for the steps of other blocks."""
         return True
+
+    def pass_over(self, columns: StepColumns) -> int:  # noqa: ARG002 (for subclasses)
+        """Read the first steps of a block at once, as far as none of them can change finding or strength.
+
+        The attributes become exactly what `observe` would make of them. Returns the number of steps that were read;
+        `observe` reads the others.
+        """
+        return 0
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether the detector supports no verdict and has no open finding."""
+        return self.strength == 0 and not self.is_open
 
     @abstractmethod
     def observe(self, view: StepView) -> None:

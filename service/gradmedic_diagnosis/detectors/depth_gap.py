@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
 from gradmedic_diagnosis.series_history import SeriesHistory
 
@@ -71,6 +72,24 @@ class DepthGap(Detector):
         """The same of the input-side half of the weight matrices."""
         self.input_sensitivity = 0.0
         """Average share by which the loss would change if an input-side matrix changed by its own size; 0 before."""
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one with a gap."""
+        if not self.is_at_rest or self.since_step is not None:
+            return 0
+        gaps = columns.depth_profile.depth_gap
+        stop = columns.first_row(gaps >= GAP_DECADES)
+        rows = columns.rows_before[stop]
+        measurements = columns.measurements
+        numbers = (gaps, measurements.update_ratio, measurements.input_side_update_ratio)
+        for gap, update, input_side_update in zip(*(column[:rows].tolist() for column in numbers), strict=True):
+            if math.isnan(gap):
+                continue
+            self.gap_history.add(gap)
+            if math.isfinite(update) and math.isfinite(input_side_update):
+                self.movement += update
+                self.input_side_movement += input_side_update
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Compare the gap with its thresholds, and check whether the loss is stuck."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
 
 GROWTH_DECADES = 3.0
@@ -29,6 +30,12 @@ class DepthGrowth(Detector):
         super().__init__()
         self.consecutive_steps = 0
         self.since_step = 0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one with a growth along depth."""
+        if not self.is_at_rest or self.consecutive_steps:
+            return 0
+        return columns.first_row(columns.depth_profile.depth_growth >= GROWTH_DECADES)
 
     def observe(self, view: StepView) -> None:
         """Compare the input side with the output side."""

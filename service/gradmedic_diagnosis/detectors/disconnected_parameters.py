@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradmedic.protocol.diagnosis import Severity
+from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
 from gradmedic_diagnosis.detectors.zero_gradient import DEAD_LAYERS_SHARE
 
@@ -66,6 +68,22 @@ class DisconnectedParameters(Detector):
         """Score of an open fault: it is read from the script itself."""
         return CAUSE_SCORE if self.is_open and self.is_fault else 0.0
 
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first gradient of a layer that had none yet, and before the next probe."""
+        stop = columns.first_probe("unused_gradient_share")
+        present = columns.measurements.present
+        if len(self._untouched) != present.shape[1]:
+            return 0
+        if self._are_all_touched:
+            return stop
+        if not self.is_open and (self.steps < PERSISTENCE or self._find_cut_off(columns.architecture) is not None):
+            return 0
+        is_judged = (columns.depth_profile.dead_share < DEAD_LAYERS_SHARE)[:, None]
+        has_gradient = present & ~(columns.measurements.is_zero & is_judged) & ~columns.is_row_skipped[:, None]
+        stop = min(stop, columns.first_row(np.logical_or.reduce(has_gradient & self._untouched, axis=1)))
+        self.steps += int(np.count_nonzero(has_gradient[: columns.rows_before[stop]].any(axis=1)))
+        return stop
+
     def observe(self, view: StepView) -> None:
         """Count the steps, and remember the layers that had a gradient."""
         if view.row is None or view.is_skipped:
@@ -93,10 +111,9 @@ class DisconnectedParameters(Detector):
                 self.close_finding(view.step)
         if self.steps < PERSISTENCE or self.is_open or not self._untouched.any():
             return
-        is_trained, sizes = ~view.architecture.is_frozen, view.architecture.sqrt_numel**2
-        is_cut_off = self._untouched & is_trained
-        share = float(sizes[is_cut_off].sum() / max(sizes[is_trained].sum(), 1.0))
-        if share >= LARGE_SHARE:
+        cut_off = self._find_cut_off(view.architecture)
+        if cut_off is not None:
+            is_cut_off, share = cut_off
             layers = [int(i) for i in view.architecture.order if is_cut_off[i]][:MAX_LAYERS_NAMED]
             evidence = {"share_of_weights": share, "layers_affected": float(np.count_nonzero(is_cut_off))}
             zeros = np.count_nonzero(is_cut_off & present)
@@ -106,6 +123,13 @@ class DisconnectedParameters(Detector):
             siblings = {_NUMBER.sub("#", names[i]) for i in np.flatnonzero(~self._untouched)}
             is_expert = all(_NUMBER.sub("#", names[i]) in siblings for i in np.flatnonzero(is_cut_off))
             self.update_finding(view.step, "note" if is_expert else "warning", layers, evidence, since=0)
+
+    def _find_cut_off(self, architecture: Architecture) -> tuple[NDArray[np.bool_], float] | None:
+        """Return the trained layers that never had a gradient, and their share of the weights; None if it is small."""
+        is_trained, sizes = ~architecture.is_frozen, architecture.sqrt_numel**2
+        is_cut_off = self._untouched & is_trained
+        share = float(sizes[is_cut_off].sum() / max(sizes[is_trained].sum(), 1.0))
+        return (is_cut_off, share) if share >= LARGE_SHARE else None
 
     @property
     def _is_forgotten(self) -> bool:

@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
@@ -44,6 +47,17 @@ class ExcessiveClipping(Detector):
         self.count = 0
         """Number of values in the average."""
         self.since_step = 0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one with a tiny update."""
+        if not self.is_at_rest or not columns.has_one_stream:
+            return 0
+        stop = columns.first_row(columns.measurements.update_ratio < STARVED_UPDATE_RATIO)
+        rows = np.flatnonzero(columns.block.sampled[:stop])
+        if len(rows):
+            self.count = 0
+            self.since_step = int(columns.block.steps[rows[-1]]) + 1
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Average the share of the gradient that is left, and check whether the loss is stuck."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE, Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
 from gradmedic_diagnosis.loss_progress import CONSTANT_SHARE, UNMOVED_SHARE
 from gradmedic_diagnosis.probes import Probes
@@ -45,6 +46,10 @@ class ForgettingRecurrence(Detector):
     def cause_score(self) -> float:
         """Score of an open warning."""
         return CAUSE_SCORE if self.is_open and self.finding_state and self.finding_state.severity == "warning" else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the next probe of a recurrent module."""
+        return columns.first_probe("time_gradient_factor") if self.is_at_rest else 0
 
     def observe(self, view: StepView) -> None:
         """Read the factor per time step of each recurrent module, and whether the objective learns."""

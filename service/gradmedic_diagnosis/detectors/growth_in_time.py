@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.loss_divergence import REPLACING_UPDATE_RATIO
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 GROWTH_DECADES = 1.0
@@ -65,8 +66,16 @@ class GrowthInTime(Detector):
         self.unweighted_steps = 0
         """Consecutive sampled steps with a large growth and no weight norms."""
         self.calm_steps = 0
+        """Consecutive sampled steps without growth and with the loss back, while the finding supports a verdict."""
         self.settled_growth = 0.0
         """Growth in decades that has become the run's own level; 0 where none has."""
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one with grown gradients."""
+        counts = (self.grown_steps, self.dangerous_steps, self.unweighted_steps, self.calm_steps, self.settled_growth)
+        if not self.is_at_rest or any(counts):
+            return 0
+        return columns.first_row(~(columns.depth_profile.typical_growth < GROWTH_DECADES))
 
     def observe(self, view: StepView) -> None:
         """Compare the gradients with their baselines, the updates with the weights, and the loss with its reference."""
@@ -77,7 +86,7 @@ class GrowthInTime(Detector):
             self.grown_steps = self.dangerous_steps = self.unweighted_steps = 0
             self.settled_growth = 0.0
             is_loss_back = math.isnan(view.loss_ratio) or view.loss_ratio < LOSS_RISE
-            self.calm_steps = self.calm_steps + 1 if is_loss_back else 0
+            self.calm_steps = self.calm_steps + 1 if self.strength and is_loss_back else 0
             if not self.strength or self.calm_steps >= CALM_STEPS:
                 self.close_finding(view.step)
             return

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.loss_progress import BLOW_UP, RECENT_COUNT
 
@@ -63,6 +64,11 @@ class LearningRateJump(Detector):
         """Score of an open warning."""
         is_warning = self.finding_state is not None and self.finding_state.severity == "warning"
         return CAUSE_SCORE if self.is_open and is_warning else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read all steps of a block without learning rates, unless a jump is followed."""
+        is_silent = self.jump is None and "learning_rate" not in columns.block.series
+        return len(columns) if self.is_at_rest and is_silent else 0
 
     def observe(self, view: StepView) -> None:
         """Look for a jump of the rate, and for what the loss does after one."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gradmedic.protocol.runs import Loss
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 RESHAPES = frozenset({
@@ -55,6 +56,14 @@ class LossMismatch(Detector):
     def cause_score(self) -> float:
         """Score of an open fault: it is read from the script itself."""
         return CAUSE_SCORE if self.is_open and self.is_fault else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read all steps where no fault is known of the loss."""
+        facts = columns.training.loss
+        if not self.is_at_rest or self.found:
+            return 0
+        is_sound = facts is None or (facts.broadcasts is not True and find_repeated_activation(facts) is None)
+        return len(columns) if is_sound else 0
 
     def observe(self, view: StepView) -> None:
         """Open the finding at the first step with a loss."""

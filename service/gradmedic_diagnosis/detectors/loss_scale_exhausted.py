@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 USELESS_SCALE = 1.0
@@ -54,6 +57,16 @@ class LossScaleExhausted(Detector):
     def cause_score(self) -> float:
         """Score of an open finding: the scaler itself shows it."""
         return CAUSE_SCORE if self.is_open else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one that is skipped at a useless scale."""
+        series = columns.block.series["loss_scale"]
+        if not self.is_at_rest or self.recent:
+            return 0
+        stop = columns.first_step(series.present & columns.block.skipped & (series.values <= USELESS_SCALE))
+        scales = columns.present_values("loss_scale", stop)
+        self.highest_scale = max(self.highest_scale, float(np.fmax.reduce(scales, initial=-math.inf)))
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Count the skipped steps, and look at the scale."""

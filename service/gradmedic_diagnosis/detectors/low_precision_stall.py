@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.detectors.zero_gradient import CONVERGED_SHARE
 from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
@@ -70,6 +73,19 @@ class LowPrecisionStall(Detector):
     def cause_score(self) -> float:
         """Score of an open warning."""
         return CAUSE_SCORE if self.is_open and self._is_warning else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the next probe of the weights, unless the last ones have to be judged."""
+        if not self.is_at_rest or self.probes >= PROBES:
+            return 0
+        stop = columns.first_probe("unchanged_share")
+        is_read = ~columns.block.skipped[:stop]
+        self.steps += int(np.count_nonzero(is_read))
+        rates = columns.block.series.get("learning_rate")
+        if rates is not None:
+            known = rates.values[:stop][is_read & rates.present[:stop]]
+            self.highest_rate = max(self.highest_rate, float(np.fmax.reduce(known, initial=-math.inf)))
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Read a probe, and judge the last ones once the run is old enough."""

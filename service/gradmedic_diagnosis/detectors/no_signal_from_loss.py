@@ -6,7 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.loss_progress import UNMOVED_SHARE
 
@@ -42,6 +45,18 @@ class NoSignalFromLoss(Detector):
     def cause_score(self) -> float:
         """Score of an open warning: nothing can be learned."""
         return CAUSE_SCORE if self.is_open and self.finding_state and self.finding_state.severity == "warning" else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one without a signal."""
+        series = columns.block.series.get("output_gradient_norm")
+        if series is None:
+            return len(columns)
+        if not self.is_at_rest or self.silent_steps:
+            return 0
+        is_measured = series.present & ~np.isnan(series.values) & ~columns.block.skipped
+        stop = columns.first_step(is_measured & ~(series.values > 0))
+        self.had_signal = self.had_signal or bool(is_measured[:stop].any())
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Count the measured steps without a signal."""

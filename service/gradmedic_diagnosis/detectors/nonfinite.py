@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView, rank_layers
 
 PERSISTENT_LOSSES = 2
@@ -68,6 +69,23 @@ class Nonfinite(Detector):
         """Consecutive steps that a loss scaler or a guard skipped."""
         self.skipped_losses = 0
         """Consecutive skipped steps with a non-finite loss."""
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one that is not finite or is skipped."""
+        if not self.is_at_rest or self.is_dead or self.nonfinite_losses:
+            return 0
+        stop = min(columns.first_nonfinite, columns.first_step(columns.block.skipped))
+        if stop == 0:
+            return 0
+        self.skipped_steps = self.skipped_losses = 0
+        rows = columns.rows_before[stop]
+        if self.recent_share:
+            for _ in range(rows):
+                self.recent_share += (0.0 - self.recent_share) / HORIZON
+        is_read = columns.has_loss[:stop].copy()
+        is_read[columns.block.sampled[:stop]] |= columns.has_row_statistics[:rows]
+        self.finite_steps += int(np.count_nonzero(is_read))
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Check one step for non-finite values. A skipped step counts only in a long row; absent layers never do."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 FINITE_STEPS = 100
@@ -45,6 +46,15 @@ class NonfiniteInput(Detector):
     def cause_score(self) -> float:
         """Score of an open finding: the numbers were seen in the data."""
         return CAUSE_SCORE if self.is_open else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one that is not finite."""
+        if not self.is_at_rest:
+            return 0
+        stop = columns.first_nonfinite
+        if (columns.has_loss[:stop] | columns.block.sampled[:stop]).any():
+            self.was_finite = True
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Read the count of a step that broke."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.nonfinite_input import is_step_nonfinite
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 from gradmedic_diagnosis.loss_progress import BLOW_UP
 from gradmedic_diagnosis.precision import is_half_precision
@@ -78,6 +79,25 @@ class NonfiniteLoss(Detector):
             return HALF_PRECISION_SCORE
         knows_input = self.finding_state is not None and "input_nonfinite_count" in self.finding_state.evidence
         return CAUSE_SCORE if knows_input else UNSEEN_INPUT_SCORE
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the last finite loss of those that precede the first step that is not finite."""
+        if not self.is_at_rest or self.starts_at_zero is None:
+            return 0
+        losses = np.flatnonzero(columns.has_loss[: columns.first_nonfinite])
+        stop = int(losses[-1]) if len(losses) else columns.first_nonfinite
+        rows = columns.rows_before[stop]
+        if len(losses) > 1 or rows:
+            self.was_finite = True
+        if rows:
+            ratios = columns.measurements.update_ratio[:rows]
+            is_known = np.zeros(rows, dtype=np.bool_) if self.starts_at_zero else np.isfinite(ratios)
+            self.growth = float(columns.depth_profile.typical_growth[rows - 1])
+            self.update_ratio = float(ratios[-1]) if is_known[-1] else math.nan
+            destroying = np.flatnonzero(is_known & (ratios >= DESTROYING_UPDATE_RATIO))
+            left, calm = (MEMORY, rows - 1 - int(destroying[-1])) if len(destroying) else (None, rows)
+            self.destroying_steps_left = max(0, (self.destroying_steps_left if left is None else left) - calm)
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Open the finding at the first non-finite loss after ordinary steps."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from gradmedic.protocol.runs import Training
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
 from gradmedic_diagnosis.detectors.zero_gradient import CONVERGED_SHARE
 from gradmedic_diagnosis.precision import is_half_precision
@@ -67,6 +68,17 @@ class OptimizerEpsilon(Detector):
     def cause_score(self) -> float:
         """Score of an open finding."""
         return CAUSE_SCORE if self.is_open else 0.0
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the next probe of epsilon, and before the first update that may destroy the weights."""
+        if not self.is_at_rest:
+            return 0
+        stop = columns.first_probe("epsilon_share")
+        if self.is_destroyed:
+            return stop
+        ratios = columns.measurements.update_ratio
+        is_destroying = (ratios >= DESTROYING_UPDATE) & (ratios < math.inf)
+        return min(stop, columns.first_row(columns.measurements.has_nonfinite_weights | is_destroying))
 
     def observe(self, view: StepView) -> None:
         """Look at the probes of a step, and at the first non-finite weights."""

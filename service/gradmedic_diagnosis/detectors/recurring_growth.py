@@ -9,6 +9,7 @@ from typing import ClassVar
 from gradmedic.protocol.diagnosis import Severity
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
 from gradmedic_diagnosis.detectors.growth_in_time import GROWTH_DECADES
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView
 
 BURSTS = 3
@@ -45,6 +46,12 @@ class RecurringGrowth(Detector):
         """Last step of the last of them."""
         self.first_level = math.nan
         """Slow average of the objective at the first of them."""
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the next burst."""
+        if not self.is_at_rest or self.bursts or self.is_in_burst:
+            return 0
+        return columns.first_row(columns.depth_profile.typical_growth >= GROWTH_DECADES)
 
     def observe(self, view: StepView) -> None:
         """Count the bursts, and forget them after a long calm."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import StepView, rank_layers
 from gradmedic_diagnosis.measurements import Measurements
 
@@ -40,6 +41,13 @@ class Saturation(Detector):
     def is_applicable(self, architecture: Architecture, measurements: Measurements) -> bool:  # noqa: ARG002 (the base's)
         """Return whether activations are watched."""
         return measurements.saturation is not None
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one with a saturated layer."""
+        share = columns.measurements.saturation
+        if share is None or not self.is_at_rest or self.consecutive_steps:
+            return 0
+        return columns.first_row(np.logical_or.reduce(share >= SATURATED_SHARE, axis=1))
 
     def observe(self, view: StepView) -> None:
         """Count the saturated layers. A layer whose share is 0 may have no saturating activation at all."""

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from gradmedic_diagnosis.detectors.base import Detector, FindingState
+from gradmedic_diagnosis.detectors.step_columns import StepColumns
 from gradmedic_diagnosis.detectors.step_view import MAX_LAYERS_NAMED, StepView
 from gradmedic_diagnosis.layer_averages import DEAD_SHARE
 
@@ -48,9 +49,23 @@ class ZeroGradient(Detector):
         """Consecutive sampled steps with a dead network or hidden state."""
         self.since_step = 0
         self.alive_steps = 0
-        """Consecutive sampled steps in which neither is dead."""
+        """Consecutive sampled steps in which neither is dead, at most `REVIVAL_STEPS`."""
         self.had_gradient = False
         """Whether any gradient was not zero so far."""
+
+    def pass_over(self, columns: StepColumns) -> int:
+        """Read the steps before the first one with dead layers that may matter, or without a signal from the loss."""
+        if not self.is_at_rest or self.dead_steps or "output_gradient_norm" in columns.block.series:
+            return 0
+        dead_share = columns.depth_profile.dead_share
+        may_be_dead = dead_share > 0 if columns.architecture.recurrent else dead_share >= DEAD_LAYERS_SHARE
+        stop = columns.first_row(may_be_dead)
+        rows = columns.rows_before[stop]
+        is_read = columns.has_row_statistics[:rows] & ~columns.is_row_skipped[:rows]
+        norms = columns.measurements.total_gradient_norm[:rows][is_read]
+        self.had_gradient = self.had_gradient or bool((norms > 0).any())
+        self.alive_steps = min(self.alive_steps + int(np.count_nonzero(is_read)), REVIVAL_STEPS)
+        return stop
 
     def observe(self, view: StepView) -> None:
         """Count sampled steps with a dead network, and check whether the loss is stuck."""
@@ -64,8 +79,8 @@ class ZeroGradient(Detector):
         is_network_dead = view.dead_share >= DEAD_LAYERS_SHARE
         if view.dead_share == 0 or not (is_network_dead or self._has_dead_state(view)):
             self.dead_steps = 0
-            self.alive_steps += 1
-            if self.alive_steps >= REVIVAL_STEPS:
+            self.alive_steps = min(self.alive_steps + 1, REVIVAL_STEPS)
+            if self.alive_steps == REVIVAL_STEPS:
                 self.close_finding(view.step)
             return
         self.alive_steps = 0
@@ -97,8 +112,10 @@ class ZeroGradient(Detector):
     def _has_dead_state(view: StepView) -> bool:
         """Whether all plain recurrent matrices have zero gradients and once had others."""
         layers = list(view.architecture.recurrent)
+        if not layers:
+            return False
         is_dead = view.depth_profile.zero_share[view.row, layers] > DEAD_SHARE
-        return bool(layers) and bool((is_dead & (view.averages.nonzero_count[layers] > 0)).all())
+        return bool((is_dead & (view.averages.nonzero_count[layers] > 0)).all())
 
     def _may_have_solved_its_task(self, view: StepView) -> bool:
         """Whether the gradient was once not zero, under a loss that measures no progress.
