@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,22 @@ CLOSED_BRANCH = 0.01
 or 1e-6 (Touvron et al. 2021), ReZero with 0 (Bachlechner et al. 2021); ordinary initializations with 0.4 or more."""
 
 _GATED_KINDS = ("lstm", "gru", "lstmcell", "grucell")
+
+
+PATHS_KEPT = 64
+"""Largest number of paths that an architecture keeps, one for each pattern of present layers."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DepthPath:
+    """The present layers that are compared along depth."""
+
+    layers: NDArray[np.intp]
+    """Layer indices in forward order; of a model with embeddings or vectors only, all layers."""
+    has_unit: NDArray[np.bool_]
+    """`[layer of the path]`: whether the layer belongs to a stretch of depth."""
+    starts: NDArray[np.intp]
+    """Positions, among the layers with a stretch, at which each stretch begins; empty where there is no depth."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +68,29 @@ class Architecture:
     """Plain (ungated) hidden-to-hidden matrices."""
     largest_slope: NDArray[np.float64]
     """Largest slope of the activation behind the layer."""
+    _paths: dict[bytes | None, DepthPath] = field(default_factory=dict, repr=False)
+
+    def find_path(self, presence_key: bytes | None) -> DepthPath:
+        """Return the layers along depth that are present, by a key of `Measurements`; with None, all of them."""
+        path = self._paths.get(presence_key)
+        if path is None:
+            path = self._select_path(presence_key)
+            if len(self._paths) < PATHS_KEPT:
+                self._paths[presence_key] = path
+        return path
+
+    def _select_path(self, presence_key: bytes | None) -> DepthPath:
+        layers = self.order[self.is_path[self.order]]
+        if len(layers) == 0:  # only embeddings or vectors: there is no depth, but layers can be dead
+            layers = self.order
+        if presence_key is not None:
+            layers = layers[np.frombuffer(presence_key, dtype=np.bool_)[layers]]
+        units = self.depth_unit[layers]
+        has_unit = units >= 0
+        starts = np.flatnonzero(np.diff(units[has_unit], prepend=-1))
+        if len(layers) < 2 or not self.is_path.any():
+            starts = starts[:0]
+        return DepthPath(layers, has_unit, starts)
 
     @property
     def has_product(self) -> bool:

@@ -52,11 +52,13 @@ class DetectorPanel:
         """Let each detector read what it can of a block at once."""
         self._starts = [self._pass_over(detector, columns) for detector in self._all]
         self._wake_ups = frozenset((0, *self._starts))
-        self._probe_observers = [
-            detector.observe
-            for detector, start in zip(self._all, self._starts, strict=True)
-            if detector.reads_only_probes and start < len(columns)
-        ]
+        self._probe_observers = []
+        if columns.first_with_probes < len(columns):
+            self._probe_observers = [
+                detector.observe
+                for detector, start in zip(self._all, self._starts, strict=True)
+                if detector.reads_only_probes and start < len(columns)
+            ]
 
     def observe(self, view: StepView, position: int) -> None:
         """Let the detectors observe the step at a position of the block that was begun; positions ascend."""

@@ -113,12 +113,42 @@ class Diagnostician:
         """Id of the detector that decided the vanishing or exploding verdict; None for other verdicts."""
         return None if self._course.verdict is None else self._course.decider(self._muted)
 
+    @property
+    def verdict(self) -> Verdict:
+        """What the gradients do, as of the last step."""
+        return self._verdict
+
+    @property
+    def learning(self) -> Learning:
+        """What the objective does, as of the last step."""
+        return self._judged_learning
+
+    @property
+    def level(self) -> Level:
+        """The level of the run, as of the last step."""
+        return self._level
+
+    @property
+    def since_step(self) -> int | None:
+        """Step whose data changed the verdict last; None for an undetermined one."""
+        return self._since_step
+
+    @property
+    def score(self) -> float:
+        """The chance that the verdict is right; 0 for an undetermined one."""
+        return self._compute_score()
+
     def update(self, block: Block) -> UpdatedDiagnosis:
         """Read the next block and return the diagnosis as of its last step, with the changes that the block caused.
 
         Args:
             block: Steps after those that were read, with as many layers as the run has.
         """
+        changes = self.advance(block)
+        return UpdatedDiagnosis(**self._describe(), changes=changes)
+
+    def advance(self, block: Block) -> list[VerdictChange]:
+        """Read the next block as `update` does, without a diagnosis; return the changes that the block caused."""
         measurements = measure(block, self._architecture)
         self._averages.make_room(len(self._layers))
         profile = self._averages.advance(measurements, self._architecture)
@@ -126,7 +156,7 @@ class Diagnostician:
         changes = self._observe_steps(block, measurements, profile)
         if len(block):
             self._last_step = int(block.steps[-1])
-        return UpdatedDiagnosis(**self._describe(), changes=changes)
+        return changes
 
     def diagnose(self) -> DiagnosisAtStep:
         """Return the diagnosis as of the last step."""

@@ -189,10 +189,10 @@ class LayerAverages(Persistent):
     ) -> None:
         """Correct the layers of which a value has to be clipped, from the first such row on: row by row."""
         is_clipped = growth_rows > BASELINE_OUTLIER
-        first = int(np.logical_or.reduce(is_clipped, axis=1).argmax())
-        layers = np.flatnonzero(np.logical_or.reduce(is_clipped[first:], axis=0))
-        if len(layers) == 0:
+        if not is_clipped.any():
             return
+        first = int(np.logical_or.reduce(is_clipped, axis=1).argmax())
+        layers = np.flatnonzero(np.logical_or.reduce(is_clipped, axis=0))
         before = (self.baseline_log_rms if first == 0 else baseline_rows[first - 1])[layers]
         weight = 1 / BASELINE_HORIZON
         weighted = values[first:, layers] * weight
@@ -261,20 +261,15 @@ class LayerAverages(Persistent):
         """Return depth gap, depth growth and dead share of each row, over the layers present in it."""
         rows = len(measurements)
         depth_gap, depth_growth, dead_share = np.full(rows, np.nan), np.full(rows, np.nan), np.zeros(rows)
-        path = architecture.order[architecture.is_path[architecture.order]]
-        if len(path) == 0:  # only embeddings or vectors: there is no depth, but layers can be dead
-            path = architecture.order
         has_zeros = bool(zero_share.any())
         is_grouped = len(set(measurements.presence_keys)) <= MAX_GROUPS
         rows_by_key: dict[bytes | None, list[int]] = {}
         for row, key in enumerate(measurements.presence_keys):
             rows_by_key.setdefault(key if is_grouped else None, []).append(row)
         for group_key, row_indices in rows_by_key.items():
-            present = np.ones(zero_share.shape[1], dtype=np.bool_)
-            if group_key is not None:
-                present = np.frombuffer(group_key, dtype=np.bool_)
             group_rows = slice(None) if len(row_indices) == rows else np.array(row_indices, dtype=np.intp)
-            layers = path[present[path]]
+            path = architecture.find_path(group_key)
+            layers = path.layers
             if len(layers) == 0:
                 continue
             level = smoothed[group_rows].take(layers, axis=1)
@@ -282,16 +277,13 @@ class LayerAverages(Persistent):
                 dead = zero_share[group_rows].take(layers, axis=1) > DEAD_SHARE
                 level[dead] = ZERO_FLOOR
                 dead_share[group_rows] = dead.mean(axis=1)
-            if len(layers) >= 2 and architecture.is_path.any():
-                units = architecture.depth_unit[layers]
-                starts = np.flatnonzero(np.diff(units[units >= 0], prepend=-1))
-                if len(starts) < 2:
-                    continue
-                if len(starts) < len(layers):
-                    level = np.maximum.reduceat(level[:, units >= 0], starts, axis=1)
-                half = max(1, len(starts) // 2)
-                depth_gap[group_rows] = level.max(axis=1) - _median_of_rows(level[:, :half])
-                depth_growth[group_rows] = level[:, :half].max(axis=1) - _median_of_rows(level[:, half:])
+            if len(path.starts) < 2:
+                continue
+            if len(path.starts) < len(layers):
+                level = np.maximum.reduceat(level[:, path.has_unit], path.starts, axis=1)
+            half = len(path.starts) // 2
+            depth_gap[group_rows] = level.max(axis=1) - _median_of_rows(level[:, :half])
+            depth_growth[group_rows] = level[:, :half].max(axis=1) - _median_of_rows(level[:, half:])
         return depth_gap, depth_growth, dead_share
 
 
@@ -312,6 +304,8 @@ def _average_exponentially(
 
     It works piece by piece, since the cost of the matrix product grows with the square of a piece's length.
     """
+    if len(values) == 1:  # a product of matrices costs more than one row
+        return values * (1 / horizon) + start * (1 - 1 / horizon)
     averages = np.empty_like(values)
     for first in range(0, len(values), DECAY_ROWS):
         piece = values[first : first + DECAY_ROWS]

@@ -32,7 +32,7 @@ def replay(path: Path, at_step: int | None = None) -> Replay:
             if at_step is not None:
                 block = block.cut(0, int(np.searchsorted(block.steps, at_step, side="right")))
             if len(block):
-                changes += diagnostician.update(block).changes
+                changes += diagnostician.advance(block)
     return Replay(header=header, diagnosis=diagnostician.diagnose(), history=changes)
 
 

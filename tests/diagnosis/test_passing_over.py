@@ -106,12 +106,14 @@ def adversarial_runs(draw: st.DrawFn) -> Block:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     layers = len(LAYERS)
 
-    def apply(column: NDArray[np.float64], values: list[float], per_layer: bool) -> None:
+    def spoil(column: NDArray[np.float64], values: list[float]) -> None:
+        """Multiply `[step]` or `[step, layer]` by some of the values, in any stretches and at any layers."""
         for value in draw(st.lists(st.sampled_from(values), max_size=2)):
             mask = draw(stretches(length))
-            chosen = rng.random(layers) < draw(st.sampled_from([0.3, 1.0])) if per_layer else slice(None)
+            if column.ndim == 2:
+                mask = mask[:, None] & (rng.random(layers) < draw(st.sampled_from([0.3, 1.0])))
             with np.errstate(invalid="ignore"):
-                column[np.ix_(mask, np.flatnonzero(chosen)) if per_layer else mask] *= value
+                column[mask] *= value
 
     gradient, weight, update = (np.exp(rng.normal(0, 0.1, (length, layers))) * level for level in (1.0, 10.0, 0.01))
     for column, values in (
@@ -119,12 +121,12 @@ def adversarial_runs(draw: st.DrawFn) -> Block:
         (weight, [0.0, 5.0, np.inf]),
         (update, [0.0, 1e-6, 50.0, 2e3, np.nan]),
     ):
-        apply(column, values, per_layer=True)
+        spoil(column, values)
     nonfinite = np.where(np.isnan(gradient), 3.0, 0.0)
     saturation = rng.uniform(0, 0.2, (length, layers))
-    apply(saturation, [0.0, 4.9], per_layer=True)
+    spoil(saturation, [0.0, 4.9])
     loss = 2 * np.exp(-np.arange(length) / draw(st.sampled_from([20.0, 100.0, 1e9]))) + rng.normal(0, 0.02, length)
-    apply(loss, [8.0, 1e3, -1.0, np.nan, np.inf], per_layer=False)
+    spoil(loss, [8.0, 1e3, -1.0, np.nan, np.inf])
     present = np.ones((length, layers), dtype=np.bool_)
     if draw(st.booleans()):
         present[np.ix_(draw(stretches(length)), rng.random(layers) < 0.5)] = False
@@ -134,14 +136,13 @@ def adversarial_runs(draw: st.DrawFn) -> Block:
     series = {"loss": StepSeries(loss, ~draw(stretches(length)))}
     for name in draw(st.sets(st.sampled_from(sorted(SERIES)))):
         usual, odd = SERIES[name]
-        values = np.where(draw(stretches(length)), odd, usual)
-        series[name] = StepSeries(values, ~draw(stretches(length)))
+        numbers = np.where(draw(stretches(length)), odd, usual)
+        series[name] = StepSeries(numbers, ~draw(stretches(length)))
     metrics = {}
     for name in draw(st.sets(st.sampled_from(sorted(PROBES)), max_size=3)):
-        number, subject = PROBES[name]
-        values = np.where(draw(stretches(length)), number, 0.0)
-        every = np.arange(length) % draw(st.integers(5, 30)) == 0
-        metrics[name_metric(name, subject)] = StepSeries(values, every)
+        odd, subject = PROBES[name]
+        numbers = np.where(draw(stretches(length)), odd, 0.0)
+        metrics[name_metric(name, subject)] = StepSeries(numbers, np.arange(length) % draw(st.integers(5, 30)) == 0)
     statistics = np.stack([gradient, nonfinite, weight, update, saturation], axis=-1)
     count = draw(st.sampled_from([2, 4, 5]))
     statistics = np.where(present[:, :, None], statistics, 0.0).astype(np.float32)

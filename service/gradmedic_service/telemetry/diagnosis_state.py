@@ -12,7 +12,7 @@ from uuid import UUID
 import numpy as np
 import structlog
 
-from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
+from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic_diagnosis import Block, Diagnostician
 from gradmedic_diagnosis.state import StateError
 from gradmedic_service.database.engine import Connection
@@ -84,26 +84,24 @@ def replay(
 
 def advance(
     diagnostician: Diagnostician, block: Block, steps_since_snapshot: int
-) -> tuple[DiagnosisAtStep, list[VerdictChange], list[DiagnosisSnapshot], int]:
-    """Update a diagnostician with a block; take a snapshot after every `SNAPSHOT_STEPS` steps of the run.
+) -> tuple[list[VerdictChange], list[DiagnosisSnapshot], int]:
+    """Advance a diagnostician by a block; take a snapshot after every `SNAPSHOT_STEPS` steps of the run.
 
-    Returns the diagnosis, the verdict changes of the whole block, the snapshots, and the number of steps since the last
-    snapshot.
+    Returns the verdict changes of the whole block, the snapshots, and the number of steps since the last snapshot.
     """
     changes: list[VerdictChange] = []
     snapshots: list[DiagnosisSnapshot] = []
     start = 0
     while True:
         stop = min(len(block), start + SNAPSHOT_STEPS - steps_since_snapshot)
-        diagnosis = diagnostician.update(block if stop - start == len(block) else block.cut(start, stop))
-        changes += diagnosis.changes
+        changes += diagnostician.advance(block if stop - start == len(block) else block.cut(start, stop))
         steps_since_snapshot += stop - start
         if steps_since_snapshot >= SNAPSHOT_STEPS:
             state = compress(diagnostician.to_bytes())
             snapshots.append(DiagnosisSnapshot(step=int(block.steps[stop - 1]), state=state))
             steps_since_snapshot = 0
         if stop == len(block):
-            return diagnosis, changes, snapshots, steps_since_snapshot
+            return changes, snapshots, steps_since_snapshot
         start = stop
 
 
@@ -137,6 +135,6 @@ def _read_steps(
     count = 0
     if first_step <= last_step:
         for block in read_blocks(connection, run.id, run.layer_counts[-1], first_step, last_step):
-            diagnostician.update(block)
+            diagnostician.advance(block)
             count += len(block)
     return count

@@ -36,16 +36,17 @@ SEARCH_POINTS = 64
 """Number of parts into which a range of steps is divided in the search for the last value of a series."""
 
 
-def listed_progress(progress: RunProgress, diagnosis: DiagnosisAtStep, decider: str | None) -> ListedProgress:
+def listed_progress(progress: RunProgress, diagnosis: DiagnosisAtStep | None, decider: str | None) -> ListedProgress:
     """Return what lists show of a run with this progress and this diagnosis.
 
-    `decider` is the id of the detector that decided the verdict, None if there is none.
+    Without an unhealthy verdict, no diagnosis is needed. `decider` is the id of the detector that decided the verdict,
+    None if there is none.
     """
     return ListedProgress(
         progress=progress.to_bytes(),
         last_values=progress.last_values(),
         duration=progress.duration(),
-        first_bad_layer=_first_bad_layer(diagnosis, decider),
+        first_bad_layer=None if diagnosis is None else _first_bad_layer(diagnosis, decider),
     )
 
 

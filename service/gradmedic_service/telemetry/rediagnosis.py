@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
+from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
@@ -40,7 +40,6 @@ class Rebuild:
         self._changes: list[VerdictChange] = []
         self._snapshots: list[DiagnosisSnapshot] = []
         self._last_step = -1
-        self._diagnosis: DiagnosisAtStep = self._diagnostician.diagnose()
 
     def can_continue(self, run: RunRow) -> bool:
         """Whether the steps that were read are still the beginning of the run, and its facts are the same."""
@@ -55,7 +54,7 @@ class Rebuild:
         """Read the stored steps after those that were read."""
         layer_count, last_step = len(self._facts.layers), run.last_step or 0
         for block in diagnosis_state.read_blocks(connection, run.id, layer_count, self._last_step + 1, last_step):
-            self._diagnosis, changes, snapshots, self._steps_since_snapshot = diagnosis_state.advance(
+            changes, snapshots, self._steps_since_snapshot = diagnosis_state.advance(
                 self._diagnostician, block, self._steps_since_snapshot
             )
             self._changes += changes
@@ -65,16 +64,17 @@ class Rebuild:
     def write(self, connection: Connection, run: RunRow) -> None:
         """Write the diagnosis in place of the stored one."""
         repository.remove_diagnosis_history(connection, run.id)
+        diagnosis = self._diagnostician.diagnose()
         appended = AppendedRun(
             revision=run.revision + 1,
             last_step=self._last_step,
-            verdict=self._diagnosis.verdict,
-            learning=self._diagnosis.learning,
-            level=self._diagnosis.level,
-            score=float(self._diagnosis.score),
-            since_step=self._diagnosis.since_step,
+            verdict=diagnosis.verdict,
+            learning=diagnosis.learning,
+            level=diagnosis.level,
+            score=float(diagnosis.score),
+            since_step=diagnosis.since_step,
             metrics=run.metrics,
-            listed=listed_progress(current_progress(connection, run), self._diagnosis, self._diagnostician.decider),
+            listed=listed_progress(current_progress(connection, run), diagnosis, self._diagnostician.decider),
             diagnosis=StoredDiagnosis(self._diagnostician.to_bytes(), self._steps_since_snapshot),
             snapshots=self._snapshots,
             verdict_changes=self._changes,

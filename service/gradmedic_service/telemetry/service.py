@@ -93,9 +93,10 @@ def append(
     else:
         diagnostician, steps_since_snapshot = cached.diagnostician, cached.steps_since_snapshot
         steps_since_state = cached.steps_since_state + len(block)
-    diagnosis, changes, snapshots, steps_since_snapshot = diagnosis_state.advance(
-        diagnostician, block, steps_since_snapshot
-    )
+    changes, snapshots, steps_since_snapshot = diagnosis_state.advance(diagnostician, block, steps_since_snapshot)
+    verdict, level = diagnostician.verdict, diagnostician.level
+    is_reported = bool(changes) or verdict in UNHEALTHY_VERDICTS or level != run.level
+    diagnosis = diagnostician.diagnose() if is_reported else None  # nothing reads that of a run that stays healthy
     now = datetime.now(UTC)
     changed_at = recorded_at(block.series.get("time"), sent_at, now)
     silence_limit = _silence_limit(run, now).after_append(changed_at)
@@ -106,11 +107,11 @@ def append(
     appended = AppendedRun(
         revision=run.revision + 1,
         last_step=int(block.steps[-1]),
-        verdict=diagnosis.verdict,
-        learning=diagnosis.learning,
-        level=diagnosis.level,
-        score=float(diagnosis.score),
-        since_step=diagnosis.since_step,
+        verdict=verdict,
+        learning=diagnostician.learning,
+        level=level,
+        score=float(diagnostician.score),
+        since_step=diagnostician.since_step,
         metrics=metrics,
         listed=listed_progress(progress, diagnosis, diagnostician.decider),
         diagnosis=StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot) if stores_state else None,
@@ -134,7 +135,7 @@ def append(
         revision=appended.revision,
         verdict=appended.verdict,
         since_step=appended.since_step,
-        alerts=_alerts(run.verdict, changes, diagnosis.summary),
+        alerts=_alerts(run.verdict, changes, "" if diagnosis is None else diagnosis.summary),
         stop=_is_over(run, appended.last_step),
     )
     return result, CachedRun(
@@ -377,11 +378,15 @@ def _find_run(connection: Connection, principal: Principal, run_id: UUID, *, is_
 
 
 def _record_changes(
-    connection: Connection, run: RunRow, revision: int, diagnosis: DiagnosisAtStep, status: str
+    connection: Connection, run: RunRow, revision: int, diagnosis: DiagnosisAtStep | None, status: str
 ) -> None:
-    """Record what may become an alert: a change of the run's level or status. `run` is its row before the change."""
+    """Record what may become an alert: a change of the run's level or status. `run` is its row before the change.
+
+    `diagnosis` may be None where the level is as before.
+    """
     changed = events.ChangedRun(id=run.id, project=run.project, parent_id=run.parent_id, revision=revision)
-    changes = (events.level_change(run.level, diagnosis), events.status_change(run.status, status))
+    level_change = None if diagnosis is None else events.level_change(run.level, diagnosis)
+    changes = (level_change, events.status_change(run.status, status))
     events.record(connection, changed, changes)
 
 
