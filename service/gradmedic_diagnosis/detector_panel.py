@@ -29,6 +29,7 @@ class DetectorPanel:
     def __init__(self, muted: Collection[str]) -> None:
         self._muted = frozenset(muted)
         self._all: list[Detector] = [detector() for detector in DETECTOR_TYPES]
+        self._unconditional = _list_unconditional(self._all)
         self._starts: list[int] = []
         """Position in the block from which on each detector observes steps."""
         self._wake_ups: frozenset[int] = frozenset()
@@ -49,7 +50,15 @@ class DetectorPanel:
         return [detector for detector in self._all if detector.id not in self._muted] if self._muted else self._all
 
     def begin_block(self, columns: StepColumns) -> None:
-        """Let each detector read what it can of a block at once."""
+        """Let each detector read what it can of a block at once; of a few steps, observing each costs less."""
+        if len(columns) < FEWEST_STEPS_AT_ONCE and columns.first_with_probes == len(columns):
+            conditional = [each for each in self._all if not each.reads_only_probes and _has_condition(each)]
+            self._observers = [
+                *self._unconditional,
+                *(each.observe for each in conditional if self._can_observe(each, columns)),
+            ]
+            self._wake_ups, self._probe_observers = frozenset(), []
+            return
         self._starts = [self._pass_over(detector, columns) for detector in self._all]
         self._wake_ups = frozenset((0, *self._starts))
         self._probe_observers = []
@@ -122,14 +131,19 @@ class DetectorPanel:
             detector.from_state(state[detector.id]) if detector.id in state else detector()
             for detector in DETECTOR_TYPES
         ]
+        self._unconditional = _list_unconditional(self._all)
         self._watched = self._all
 
     @staticmethod
-    def _pass_over(detector: Detector, columns: StepColumns) -> int:
-        """Return the position from which on a detector observes steps; the block's length if it observes none."""
+    def _can_observe(detector: Detector, columns: StepColumns) -> bool:
+        """Return whether a detector can see anything in a block."""
         if detector.needed_series is not None and detector.needed_series not in columns.block.series:
-            return len(columns)
-        if not detector.is_applicable(columns.architecture, columns.measurements):
+            return False
+        return detector.is_applicable(columns.architecture, columns.measurements)
+
+    def _pass_over(self, detector: Detector, columns: StepColumns) -> int:
+        """Return the position from which on a detector observes steps; the block's length if it observes none."""
+        if not self._can_observe(detector, columns):
             return len(columns)
         if detector.reads_only_probes:
             return columns.first_with_probes
@@ -145,3 +159,13 @@ class DetectorPanel:
         self._observers = [
             detector.observe for detector, has_begun in begun if has_begun and not detector.reads_only_probes
         ]
+
+
+def _has_condition(detector: Detector) -> bool:
+    """Return whether it depends on the block if a detector can observe its steps."""
+    return detector.needed_series is not None or type(detector).is_applicable is not Detector.is_applicable
+
+
+def _list_unconditional(detectors: Sequence[Detector]) -> list[Callable[[StepView], None]]:
+    """Return what observes every step of every block."""
+    return [each.observe for each in detectors if not each.reads_only_probes and not _has_condition(each)]

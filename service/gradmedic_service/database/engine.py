@@ -12,6 +12,7 @@ wrote in between. PostgreSQL uses row locks.
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -156,7 +157,11 @@ def make_engine(url: URL, *, pool_size: int = 1, timeout: float = 15.0, foreign_
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            connection.exec_driver_sql(connection.get_execution_options().get(SQLITE_BEGIN, "BEGIN"))
+            statement = connection.get_execution_options().get(SQLITE_BEGIN, "BEGIN")
+            try:  # by the driver alone: SQLAlchemy's way to it takes ten times as long
+                cast("sqlite3.Connection", connection.connection.dbapi_connection).execute(statement)
+            except sqlite3.OperationalError as error:
+                raise exc.OperationalError(statement, None, error) from error
 
         return engine
     return create_engine(

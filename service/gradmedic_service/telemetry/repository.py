@@ -151,6 +151,7 @@ _RUN_COLUMNS = (
     _RUNS.c.stalls_at,
     _RUNS.c.progress,
 )
+_RUN_FIELDS = tuple(column.name for column in _RUN_COLUMNS)
 _READ_RUN = (
     select(*_RUN_COLUMNS)
     .select_from(_RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project))
@@ -171,7 +172,7 @@ def read_run(connection: Connection, run_id: UUID, *, is_locked: bool = False) -
     """
     statement = _READ_RUN_LOCKED if is_locked else _READ_RUN
     row = connection.execute(statement, {"run_id": run_id}).one_or_none()
-    return None if row is None else RunRow(**row._mapping)
+    return None if row is None else RunRow(**dict(zip(_RUN_FIELDS, row, strict=True)))
 
 
 def read_diagnosis(connection: Connection, run_id: UUID) -> StoredDiagnosis | None:

@@ -82,7 +82,8 @@ def append(
     known_steps = 0 if run.last_step is None else int(np.searchsorted(block.steps, run.last_step, side="right"))
     if known_steps == len(block):
         return _unchanged_result(run, ignored=received_steps), None
-    block = block.cut(known_steps, len(block))
+    if known_steps:
+        block = block.cut(known_steps, len(block))
 
     cached = run_cache.pop(run)
     if cached is None:
