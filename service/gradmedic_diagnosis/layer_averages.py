@@ -174,38 +174,23 @@ class LayerAverages(Persistent):
         """
         smoothed_rows = _average_exponentially(values, self.smoothed_log_rms, SMOOTH_HORIZON)
         smoothed_rows[:, is_idle] = self.smoothed_log_rms[is_idle]
-        baseline_rows = _average_exponentially(values, self.baseline_log_rms, BASELINE_HORIZON)
-        growth_rows = np.empty_like(values)
-        np.subtract(values[0], self.baseline_log_rms, out=growth_rows[0])
-        np.subtract(values[1:], baseline_rows[:-1], out=growth_rows[1:])
-        growth_rows[:, is_idle] = np.nan
-        self._clip_baseline(values, growth_rows, baseline_rows)
-        baseline_rows[:, is_idle] = self.baseline_log_rms[is_idle]
-        self.smoothed_log_rms, self.baseline_log_rms = smoothed_rows[-1].copy(), baseline_rows[-1].copy()
-        return smoothed_rows, growth_rows, baseline_rows
-
-    def _clip_baseline(
-        self, values: NDArray[np.float64], growth_rows: NDArray[np.float64], baseline_rows: NDArray[np.float64]
-    ) -> None:
-        """Correct the layers of which a value has to be clipped, from the first such row on: row by row."""
-        is_clipped = growth_rows > BASELINE_OUTLIER
-        if not is_clipped.any():
-            return
-        first = int(np.logical_or.reduce(is_clipped, axis=1).argmax())
-        layers = np.flatnonzero(np.logical_or.reduce(is_clipped, axis=0))
-        before = (self.baseline_log_rms if first == 0 else baseline_rows[first - 1])[layers]
         weight = 1 / BASELINE_HORIZON
-        weighted = values[first:, layers] * weight
-        after_rows, highest = np.empty((len(weighted) + 1, len(layers))), np.empty_like(before)
-        after_rows[0] = before
+        weighted = values * weight
+        highest = np.empty_like(self.baseline_log_rms)
+        baseline_rows = np.empty((len(values) + 1, values.shape[1]))
+        before = baseline_rows[0] = self.baseline_log_rms
         for row, weighted_row in enumerate(weighted):
-            before, after = after_rows[row], after_rows[row + 1]
+            after = baseline_rows[row + 1]
             np.multiply(before, 1 - weight, out=after)
             after += weighted_row
             np.add(before, weight * BASELINE_OUTLIER, out=highest)
             np.minimum(after, highest, out=after)
-        baseline_rows[first:, layers] = after_rows[1:]
-        growth_rows[first:, layers] = values[first:, layers] - after_rows[:-1]
+            before = after
+        growth_rows: NDArray[np.float64] = values - baseline_rows[:-1]
+        growth_rows[:, is_idle] = np.nan
+        baseline_rows[:, is_idle] = self.baseline_log_rms[is_idle]
+        self.smoothed_log_rms, self.baseline_log_rms = smoothed_rows[-1].copy(), baseline_rows[-1].copy()
+        return smoothed_rows, growth_rows, baseline_rows[1:]
 
     def _average_row_by_row(
         self, values: NDArray[np.float64], known: NDArray[np.bool_], counts: NDArray[np.int64]

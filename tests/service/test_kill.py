@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.support.patience import PATIENCE
 
 KILLS = 3
 STEPS_AFTER_THE_LAST_KILL = 30
+SHARING_CLIENTS = 6
 
 
 @pytest.mark.slow
@@ -61,3 +63,47 @@ def test_kills_while_steps_are_appended(serve: Any, database_url: str, create_ru
     assert by_layer["grad_norm", "layer2"]["count"] == [0] * (acknowledged + 1)
     assert diagnosis["step"] == acknowledged
     assert (replayed["verdict"], replayed["since_step"]) == (diagnosis["verdict"], diagnosis["since_step"])
+
+
+@pytest.mark.slow
+def test_kills_while_appends_share_commits(
+    serve: Any, sqlite_url: str, create_run: Any, wait_until: Callable[[Callable[[], bool]], None]
+) -> None:
+    """A service that is killed while several clients append at once loses no acknowledged step of any of them."""
+    moments = random.Random(1)
+    paths: list[str] = []
+    acknowledged = [-1] * SHARING_CLIENTS
+
+    def append(url: str, index: int) -> None:
+        """Append step by step until the service is gone."""
+        with httpx2.Client(base_url=url, timeout=PATIENCE) as client:
+            while True:
+                step = acknowledged[index] + 1
+                body = {"steps": [step], "loss": [step], "statistics": {"grad_norm": [[step]]}}
+                try:
+                    response = client.post(f"{paths[index]}/steps", json=body)
+                except httpx2.TransportError:
+                    return
+                assert response.status_code == 200, response.text
+                acknowledged[index] = step
+
+    for _ in range(KILLS):
+        with serve(sqlite_url) as served:
+            if not paths:
+                with httpx2.Client(base_url=served.url, timeout=PATIENCE) as client:
+                    paths = [create_run(client, layers=1) for _ in range(SHARING_CLIENTS)]
+            clients = [threading.Thread(target=append, args=(served.url, index)) for index in range(SHARING_CLIENTS)]
+            for client_thread in clients:
+                client_thread.start()
+            enough = sum(acknowledged) + moments.randint(10, 60)
+            wait_until(lambda enough=enough: sum(acknowledged) >= enough)  # type: ignore[misc]  # a default binds it
+            served.process.kill()
+            for client_thread in clients:
+                client_thread.join(PATIENCE)
+    with serve(sqlite_url) as served, httpx2.Client(base_url=served.url, timeout=PATIENCE) as client:
+        for path, last in zip(paths, acknowledged, strict=True):
+            query: dict[str, Any] = {"statistic": ["loss"], "max_points": 10_000}
+            stored = client.get(f"{path}/steps", params=query).json()["first_step"]
+            assert stored == list(range(len(stored)))
+            assert last <= len(stored) - 1 <= last + 1
+            assert client.get(f"{path}/diagnosis").json()["step"] == (len(stored) - 1 if stored else None)

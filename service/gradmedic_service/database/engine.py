@@ -13,7 +13,6 @@ wrote in between. PostgreSQL uses row locks.
 from __future__ import annotations
 
 import sqlite3
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +27,7 @@ from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 from gradmedic_service.database.private_files import create_private_file
 from gradmedic_service.database.urls import parse_url
+from gradmedic_service.database.write_turns import RETRY_AFTER_SECONDS, WriteTurns
 from gradmedic_service.settings import Settings
 
 __all__ = ["SQLITE_BEGIN", "Connection", "Database", "Session", "make_engine", "translating_errors"]
@@ -46,7 +46,6 @@ POSTGRES_GROWING_FUNCTIONS = {"mdextend", "mdzeroextend"}
 SQLITE_FULL_ERRORS = {"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE"}
 """SQLite's errors where a file cannot become longer. Only a full disk is `SQLITE_FULL`: a limit of the size of a file
 (`ulimit -f`) and a quota are errors of the write."""
-RETRY_AFTER_SECONDS = 1
 
 
 class Database:
@@ -55,14 +54,14 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         url = parse_url(settings.database_url.get_secret_value())
         self.engine = make_engine(url, pool_size=settings.database_pool_size, timeout=settings.database_timeout)
-        self._timeout = settings.database_timeout
         self._read_engine: Engine
         self._write_engine: Engine
-        self._is_sqlite = url.get_backend_name() == "sqlite"
-        self._write_lock = threading.Lock()
-        if self._is_sqlite:
+        self._write_turns: WriteTurns | None = None
+        """The turns of the writers on SQLite. PostgreSQL has a lock for each row, and shares the waits of commits."""
+        if url.get_backend_name() == "sqlite":
             self._read_engine = self.engine
             self._write_engine = self.engine.execution_options(**{SQLITE_BEGIN: "BEGIN IMMEDIATE"})
+            self._write_turns = WriteTurns(self._write_engine, settings.database_timeout)
         else:
             self._read_engine = self.engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
@@ -92,23 +91,19 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing_rows(self) -> Iterator[Connection]:
-        """Open a writing transaction and yield its connection. It commits, rolls back and raises as `writing()`."""
-        with translating_errors(), self._write_turn(), self._write_engine.begin() as connection:
-            yield connection
+    def writing_rows(self, *, shares_commit: bool = False) -> Iterator[Connection]:
+        """Open a writing transaction and yield its connection. It commits, rolls back and raises as `writing()`.
 
-    @contextmanager
-    def _write_turn(self) -> Iterator[None]:
-        """Let the writing transactions of this process wait in a queue. SQLite only lets them poll: slow and unfair."""
-        if not self._is_sqlite:
-            yield
-            return
-        if not self._write_lock.acquire(timeout=self._timeout):
-            raise DatabaseBusy("Other writes took too long.", retry_after=RETRY_AFTER_SECONDS)
-        try:
-            yield
-        finally:
-            self._write_lock.release()
+        With `shares_commit`, it may be committed together with others of this process: for many short transactions at
+        once. An error of one of them does not undo the others.
+        """
+        with translating_errors():
+            if self._write_turns is None:
+                with self._write_engine.begin() as connection:
+                    yield connection
+            else:
+                with self._write_turns.write(shares_commit=shares_commit) as connection:
+                    yield connection
 
     def count_connections(self) -> tuple[int, int]:
         """Return the number of connections in use, and the largest number that the pool opens."""

@@ -151,7 +151,7 @@ def append_steps(
     with decompressed(body, limits.max_body_bytes, turn) as content:
         block = decode_block(content, content_type, limits)
     del content  # during the transaction the block alone is needed
-    with database.writing_rows() as connection:
+    with database.writing_rows(shares_commit=True) as connection:
         result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block, _read_date(date))
     if cached_run is not None:
         run_cache.add(cached_run)
