@@ -10,7 +10,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
-from starlette.routing import Match, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gradmedic_service.http.direct_routes import DirectRoute
@@ -48,9 +48,12 @@ class DirectRoutes:
             await self._others(scope, receive, send)
             return
         route = services_of(scope["app"]).route_table.find(scope)
+        match, matched = (Match.NONE, {}) if route is None else route.matches(scope)
+        if route is None or match is not Match.FULL:
+            await self._others(scope, receive, send)
+            return
+        scope.update(matched)
         if isinstance(route, DirectRoute):
-            _, matched = route.matches(scope)
-            scope.update(matched)
             await route.handle(scope, receive, send)
             return
         scope["state"][FOUND_ROUTE] = route
@@ -69,11 +72,9 @@ class FoundRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request."""
-        route = scope.get("state", {}).get(FOUND_ROUTE)
-        match, matched = (Match.NONE, {}) if route is None else route.matches(scope)
-        if match is not Match.FULL:
+        route: Route | None = scope.get("state", {}).get(FOUND_ROUTE)
+        if route is None:
             await self._router(scope, receive, send)
             return
-        scope.update(matched)
         scope["router"] = self._router
         await route.handle(scope, receive, send)
