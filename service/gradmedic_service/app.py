@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -31,6 +32,7 @@ from gradmedic_service.database.urls import printable_url
 from gradmedic_service.due_work import RARE_WORK_SECONDS, do_due_work, do_jobs, rare_jobs
 from gradmedic_service.guards.endpoints import router as guards_router
 from gradmedic_service.http.answers import BoundedAnswers
+from gradmedic_service.http.application import ServiceApplication
 from gradmedic_service.http.arrival import ArrivingBodies
 from gradmedic_service.http.documentation import add_documentation
 from gradmedic_service.http.health import health_router, limits_router
@@ -50,6 +52,7 @@ from gradmedic_service.runs.list_endpoints import router as run_lists_router
 from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.backfill import BACKFILL_SECONDS, Backfill
+from gradmedic_service.telemetry.endpoints import append_router
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.trainables.endpoints import router as trainables_router
@@ -70,7 +73,7 @@ no optimizer touched the layer in that step. Errors are RFC 9457 problems with a
 
 def create_app(settings: Settings) -> FastAPI:
     """Return the service as an ASGI application. Its database must be migrated before it serves requests."""
-    app = FastAPI(
+    app = ServiceApplication(
         title="gradmedic",
         version=version("gradmedic"),
         description=DESCRIPTION,
@@ -90,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         projects_router,
         run_lists_router,
         runs_router,
+        append_router,
         telemetry_router,
         guards_router,
         events_router,
@@ -144,6 +148,7 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         trial_lease=settings.trial_lease,
         worker_patience=settings.worker_patience,
         due_work_interval=settings.due_work_interval,
+        request_threads=ThreadPoolExecutor(settings.max_concurrent_requests, thread_name_prefix="request"),
     )
 
 

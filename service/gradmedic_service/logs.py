@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import structlog
 
@@ -13,22 +14,19 @@ from gradmedic_service.settings import Settings
 
 
 def set_up_logging(settings: Settings) -> None:
-    """Format the events of structlog and the records of the standard library (uvicorn, SQLAlchemy) alike."""
+    """Format the events of structlog and the records of the standard library (uvicorn, SQLAlchemy) alike.
+
+    Each request is an event, so events are written by structlog itself: the standard library would make a record of
+    each, and format it a second time.
+    """
+    root = logging.getLogger()
+    root.setLevel(settings.log_level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
-    )
     rendering: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if settings.log_format == "json"
@@ -42,17 +40,41 @@ def set_up_logging(settings: Settings) -> None:
         ]
     )
     rendering.append(_hide_secrets)
-    handler = logging.StreamHandler(sys.stderr)
+    stream = sys.stderr
+    structlog.configure(
+        processors=[*shared, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(root.level),
+        logger_factory=lambda name="": LineLogger(stream, name),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
-    root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(settings.log_level.upper())
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # it lists its parts at every migration
+
+
+class LineLogger:
+    """Writes finished lines to a stream, each with one call, so that threads do not mix them.
+
+    A line that cannot be written is lost, for example because the disk is full: no request fails for it.
+    """
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream = stream
+        self.name = name
+
+    def write_line(self, line: str) -> None:
+        """Write a line."""
+        with suppress(OSError, ValueError):
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = write_line
 
 
 def _hide_secrets(_logger: Any, _method: str, line: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -49,6 +50,8 @@ class Services:
     """Seconds that a rerun waits for a worker that offers its trainable."""
     due_work_interval: float
     """Seconds between two runs of the due work."""
+    request_threads: ThreadPoolExecutor
+    """The threads of direct routes: one for each request that may be served at the same time."""
 
 
 def provide_services(app: Starlette, services: Services) -> None:

@@ -61,13 +61,12 @@ async def read_body(request: Request) -> SentBody:
     encoding = request.headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity", *DECOMPRESSORS):
         raise UnsupportedMediaType(f"Content-Encoding is {encoding}; send {' or '.join(DECOMPRESSORS)}.")
-    data = bytearray()
     try:
-        async for piece in request.stream():
-            data += piece
+        pieces = [piece async for piece in request.stream()]
     except ClientDisconnect:
         raise MalformedBody("The connection ended before the body.") from None
-    return SentBody(bytes(data), encoding)
+    # Its last piece is empty. A body of one other piece is not copied.
+    return SentBody(b"".join(piece for piece in pieces if piece), encoding)
 
 
 @contextmanager

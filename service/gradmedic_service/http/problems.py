@@ -33,6 +33,17 @@ def answer_with_problems(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, answer_http_exception)
 
 
+def answer_to(request: Request, error: Exception) -> Response | None:
+    """Return the answer to a request that failed outside FastAPI's own layers; None for an unexpected error."""
+    if isinstance(error, ServiceError):
+        return _answer_service_error(request, error)
+    if isinstance(error, RequestValidationError):
+        return _answer_validation_error(request, error)
+    if isinstance(error, HTTPException):
+        return answer_http_exception(request, error)
+    return None
+
+
 def _answer_service_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ServiceError):
         raise error

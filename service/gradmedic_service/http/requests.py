@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gradmedic.protocol.ids import new_id
@@ -17,7 +18,7 @@ from gradmedic_service.access.principal import RESULT, Principal
 from gradmedic_service.access.secrets import redact_secrets
 from gradmedic_service.http.errors import ServiceError
 from gradmedic_service.http.metrics import NO_ROUTE
-from gradmedic_service.http.problems import answer_error, problem_response
+from gradmedic_service.http.problems import answer_to, problem_response
 from gradmedic_service.services import services_of
 
 REQUEST_ID_HEADER = "X-Request-ID"
@@ -60,14 +61,15 @@ class RequestContext:
             try:
                 _refuse_secrets(scope)
                 await self._app(scope, receive, send_with_id)
-            except ServiceError as refusal:  # raised by another middleware; errors of routes are answered before
-                await answer_error(refusal, request_id)(scope, receive, send_with_id)
-            except Exception:
-                _logger.exception("failed", method=scope["method"], path=path)
-                if status is not None:
-                    raise  # the answer has begun: only a broken connection shows the client that it is incomplete
-                error = ServiceError("The service failed; its log has the reason under this request id.")
-                await problem_response(error.problem(request_id))(scope, receive, send_with_id)
+            except Exception as error:  # of a middleware or a direct route; those of other routes are answered before
+                answer = None if status is not None else answer_to(Request(scope), error)
+                if answer is None:
+                    _logger.exception("failed", method=scope["method"], path=path)
+                    if status is not None:
+                        raise  # the answer has begun: only a broken connection shows the client that it is incomplete
+                    failure = ServiceError("The service failed; its log has the reason under this request id.")
+                    answer = problem_response(failure.problem(request_id))
+                await answer(scope, receive, send_with_id)
             finally:
                 seconds = time.perf_counter() - started
                 services = services_of(scope["app"])

@@ -10,19 +10,25 @@ from __future__ import annotations
 from enum import Enum
 
 from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 
 from gradmedic.protocol.service import API_PATH
 from gradmedic_service.http.responses import WireResponse
 
 
-def api_router(prefix: str = "", tags: list[str | Enum] | None = None) -> APIRouter:
+def api_router(
+    prefix: str = "", tags: list[str | Enum] | None = None, route_class: type[APIRoute] = APIRoute
+) -> APIRouter:
     """Return a router of the API. Its routes are below `API_PATH` and answer JSON as `WireResponse` writes it.
 
     Args:
         prefix: the path of the routes below `API_PATH`.
         tags: the tags of the routes in the documentation.
+        route_class: the class of the routes.
     """
-    return APIRouter(prefix=f"{API_PATH}{prefix}", tags=tags, default_response_class=WireResponse)
+    return APIRouter(
+        prefix=f"{API_PATH}{prefix}", tags=tags, default_response_class=WireResponse, route_class=route_class
+    )
 
 
 def add_routes(app: FastAPI, *routers: APIRouter) -> None:

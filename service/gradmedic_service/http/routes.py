@@ -1,6 +1,7 @@
 """The route table: each route's path template and query parameters, and the methods of each path.
 
-It is built once, from the declarations of the routes. A request's route is found by its endpoint.
+It is built once, from the declarations of the routes. A request's route is found by one regular expression for each
+method, which has the expressions of all its routes in their order. FastAPI tries one route after the other in Python.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Scope
 
 from gradmedic.protocol.names import text_error
@@ -23,6 +25,8 @@ from gradmedic_service.http.errors import InvalidRequest
 
 MAX_QUERY_FIELDS = 2_000
 """Query parameters of one request: enough for a thousand layers and their statistics."""
+GROUP_NAME = re.compile(r"\?P<\w+>")
+"""The name of a group in the expression of a route."""
 
 
 class RouteTable:
@@ -35,6 +39,7 @@ class RouteTable:
         self._methods: list[tuple[re.Pattern[str], frozenset[str]]] = []
         self._fixed: dict[str, frozenset[str]] = {}
         """Methods of each path without parameters, as `/runs/counts`, which no value of a parameter can be."""
+        self._finders = _make_finders(app.routes)
         for route in iter_route_contexts(app.routes):
             endpoint, dependant = route.endpoint, getattr(route, "dependant", None)
             if endpoint is None or dependant is None:
@@ -46,6 +51,14 @@ class RouteTable:
             self._methods.append((route.path_regex, methods))
             if route.path is not None and "{" not in route.path:
                 self._fixed[route.path] = self._fixed.get(route.path, frozenset()) | methods
+
+    def find(self, scope: Scope) -> Route | None:
+        """Return the first route that matches the method and the path of a request, as FastAPI would choose it.
+
+        None if there is none, or if something that is no route comes first, such as a mounted application.
+        """
+        finder = self._finders.get(scope["method"])
+        return None if finder is None else finder.find(scope["path"])
 
     def template(self, scope: Scope) -> str | None:
         """Return the path of a request's route, with the names of its parameters; None if no route matches."""
@@ -87,6 +100,32 @@ class RouteTable:
         if path in self._fixed:
             return self._fixed[path]
         return frozenset().union(*(methods for pattern, methods in self._methods if pattern.match(path)))
+
+
+class _RouteFinder:
+    """Finds the route of a path among those that accept a method. A mounted application accepts every method."""
+
+    def __init__(self, routes: Iterable[Route | Mount], method: str) -> None:
+        self._routes = [route for route in routes if isinstance(route, Mount) or method in (route.methods or ())]
+        expressions = (GROUP_NAME.sub("?:", route.path_regex.pattern) for route in self._routes)
+        self._expression = re.compile("|".join(f"({expression})" for expression in expressions))
+
+    def find(self, path: str) -> Route | None:
+        match = self._expression.match(path)
+        if match is None or match.lastindex is None:
+            return None
+        route = self._routes[match.lastindex - 1]
+        return route if isinstance(route, Route) else None
+
+
+def _make_finders(routes: Iterable[BaseRoute]) -> dict[str, _RouteFinder]:
+    """Return a finder for each method that a route accepts. Raises TypeError for a route that has no expression."""
+    known = [route for route in routes if isinstance(route, Route | Mount)]
+    unknown = [route for route in routes if not isinstance(route, Route | Mount)]
+    if unknown:
+        raise TypeError(f"routes of a kind that cannot be found: {unknown}")
+    methods = {method for route in known if isinstance(route, Route) for method in route.methods or ()}
+    return {method: _RouteFinder(known, method) for method in methods}
 
 
 def _text_errors(parameters: Iterable[tuple[str, str]]) -> Iterator[FieldError]:

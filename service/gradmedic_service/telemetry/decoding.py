@@ -10,8 +10,10 @@ cut into its fields first, and each field is decoded once its bytes are few enou
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import msgspec
@@ -47,6 +49,7 @@ from gradmedic_service.telemetry.packed_fields import (
     split_fields,
     split_map,
 )
+from gradmedic_service.telemetry.plain_json import Rows, read_plain
 
 STEPS_APPEND = TypeAdapter(StepsAppend)
 STEPS_VALIDATOR = stopping_validator(STEPS_APPEND)
@@ -150,19 +153,14 @@ def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
         raise InvalidRequest.at("body", f"has more than {MAX_JSON_VALUES} values; send fewer steps at once, or msgpack")
     if has_more(body, NAME_MARKS, MAX_JSON_NAMES):
         raise InvalidRequest.at("body", f"has more than {MAX_JSON_NAMES} names")
-    try:
-        append: StepsAppend = STEPS_VALIDATOR.validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        if first["type"] == "json_invalid":
-            message = first["msg"].removeprefix("Invalid JSON: ")
-            raise MalformedBody(f"The body is not JSON: {message}.") from None
-        raise InvalidRequest(errors_of(error)) from None
-    check = _BlockCheck(append, limits, append.metrics.keys(), append.metrics.items())
+    append, rows_by_name = read_plain(body, STEPS_VALIDATOR) or _validate_json(body)
+    check = _BlockCheck(
+        append, limits, append.metrics.keys(), append.metrics.items(), has_statistics=bool(rows_by_name)
+    )
     statistics: dict[str, Matrix] = {}
     absences: dict[str, Mask] = {}
     rows_expected = int(np.count_nonzero(check.sampled))
-    for name, rows in append.statistics.items():
+    for name, rows in rows_by_name.items():
         path = f"statistics.{name}"
         width = len(rows[0]) if rows else 0
         if not check.has_statistic(name) or not check.has_rows(path, len(rows), rows_expected):
@@ -173,20 +171,42 @@ def _from_json(body: bytes, limits: Limits) -> ReceivedBlock:
                 f"{path}[{ragged[0]}]", f"must have {width} layers as in {path}[0]; got {len(rows[ragged[0]])}"
             )
             continue
-        wide = np.array(rows, dtype=np.float64).reshape(len(rows), width)
-        absent = np.isnan(wide)
-        if absent.any():
-            for row, column in np.argwhere(absent):
-                absent[row, column] = rows[row][column] is None
-            wide[absent] = 0.0
+        wide, absences[name] = _to_matrix(rows, width)
         statistics[name] = to_float32(wide)
-        absences[name] = absent
     check.raise_if_refused()
     check.check_widths(statistics)
     check.check_absences(absences)
     check.check_ranges(statistics)
     absent = next(iter(absences.values()), np.zeros((rows_expected, 0), dtype=np.bool_))
     return check.to_block(statistics, ~absent)
+
+
+def _validate_json(body: bytes) -> tuple[StepsAppend, dict[str, Rows]]:
+    """Return a block and its statistics. Raises MalformedBody, InvalidRequest."""
+    try:
+        append: StepsAppend = STEPS_VALIDATOR.validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        if first["type"] == "json_invalid":
+            message = first["msg"].removeprefix("Invalid JSON: ")
+            raise MalformedBody(f"The body is not JSON: {message}.") from None
+        raise InvalidRequest(errors_of(error)) from None
+    return append, append.statistics
+
+
+def _to_matrix(rows: Rows, width: int) -> tuple[NDArray[np.float64], Mask]:
+    """Return rows of one length as `[sampled step, layer]`, 0 where a number is absent, and where one is absent."""
+    shape = len(rows), width
+    try:
+        numbers = struct.pack(f"{len(rows) * width}d", *chain.from_iterable(rows))
+    except struct.error:  # because of a null
+        wide = np.array(rows, dtype=np.float64).reshape(shape)
+        absent = np.isnan(wide)
+        for row, column in np.argwhere(absent):
+            absent[row, column] = rows[row][column] is None
+        wide[absent] = 0.0
+        return wide, absent
+    return np.frombuffer(numbers).reshape(shape), np.zeros(shape, dtype=np.bool_)
 
 
 def _from_msgpack(body: bytes, limits: Limits) -> ReceivedBlock:
@@ -269,14 +289,13 @@ class _BlockCheck:
         metric_names: Collection[str],
         metrics: Iterable[tuple[str, list[float | None]]],
         *,
-        has_statistics: bool | None = None,
+        has_statistics: bool,
     ) -> None:
         self._errors: list[FieldError] = []
         self._append = append
         self._limits = limits
         self._count = len(append.steps)
         self._steps = self._check_steps(append.steps)
-        has_statistics = bool(append.statistics) if has_statistics is None else has_statistics
         self.sampled = self._flags_from_list("sampled", append.sampled, default=has_statistics)
         self._skipped = self._flags_from_list("skipped", append.skipped, default=False)
         if append.generation is not None and not 0 <= append.generation <= LARGEST_GENERATION:

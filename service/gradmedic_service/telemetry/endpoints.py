@@ -31,6 +31,7 @@ from gradmedic_service.http.dependencies import (
     RunCacheDependency,
     media_type,
 )
+from gradmedic_service.http.direct_routes import DirectRoute
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.http.json_bodies import json_body
 from gradmedic_service.http.routers import api_router
@@ -48,6 +49,7 @@ GZIP_LEVEL = 1
 """Counts are nearly always alike and shrink to nothing at any level; mantissas hardly shrink at any level."""
 VARY = {"Vary": "Accept, Accept-Encoding"}
 
+append_router = api_router(prefix="/runs/{run_id}", route_class=DirectRoute)
 router = api_router(prefix="/runs/{run_id}")
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
@@ -114,7 +116,7 @@ def _read_date(date: str | None) -> datetime | None:
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
-@router.post(
+@append_router.post(
     "/steps",
     operation_id="steps.append",
     tags=["steps"],

@@ -1,0 +1,265 @@
+"""Direct routes answer as FastAPI would, and the route of a request is the one that FastAPI would choose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import pytest
+import structlog
+from fastapi import Cookie, Depends, FastAPI, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.routing import Match, Route
+from starlette.testclient import TestClient
+from starlette.types import Scope
+
+from gradmedic.protocol.service import JSON_MEDIA_TYPE
+from gradmedic_service.http.direct_routes import DirectRoute
+from gradmedic_service.http.routers import api_router
+from gradmedic_service.http.routes import RouteTable
+from gradmedic_service.services import services_of
+
+RUN_ID = "0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"
+BLOCK = b'{"steps": [0], "loss": [1.5], "statistics": {"grad_norm": [[1.0, 2.0, 3.0]]}}'
+JSON = {"Content-Type": JSON_MEDIA_TYPE}
+
+
+# --- the answers ------------------------------------------------------------------------------------------------------
+
+CASES: dict[str, dict[str, Any]] = {
+    "a block": {"content": BLOCK},
+    "a block with a date": {"content": BLOCK, "headers": {"Date": "Tue, 01 Dec 2026 04:00:00 GMT"}},
+    "a date that is none": {"content": BLOCK, "headers": {"Date": "yesterday"}},
+    "a request id": {"content": BLOCK, "headers": {"X-Request-ID": "mine"}},
+    "no such run": {"content": BLOCK, "run_id": RUN_ID},
+    "an id that is none": {"content": BLOCK, "run_id": "x"},
+    "an empty id": {"content": BLOCK, "run_id": ""},
+    "an id with a NUL character": {"content": BLOCK, "run_id": "%00"},
+    "an unknown query parameter": {"content": BLOCK, "query": "?x=1"},
+    "an id that is none, and an unknown encoding": {
+        "content": BLOCK,
+        "run_id": "x",
+        "headers": {"Content-Encoding": "br"},
+    },
+    "no media type": {"content": BLOCK, "headers": {"Content-Type": ""}},
+    "another media type": {"content": BLOCK, "headers": {"Content-Type": "text/plain"}},
+    "no body": {},
+    "no JSON": {"content": b"{"},
+    "a wrong field": {"content": b'{"steps": "x"}'},
+    "a body that is too large": {"content": b" " * (65 * 2**20)},
+    "PUT": {"content": BLOCK, "method": "PUT"},
+    "OPTIONS": {"method": "OPTIONS"},
+    "HEAD": {"method": "HEAD"},
+    "a slash more": {"content": BLOCK, "suffix": "/"},
+    "a key that is unknown": {"content": BLOCK, "headers": {"Authorization": "Bearer x"}},
+    "another origin": {"content": BLOCK, "headers": {"Origin": "https://evil.example"}},
+}
+"""Requests to append steps: what differs from the usual one."""
+
+
+def send(client: TestClient, run: str, case: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+    """Send the request of a case; return status, headers and content without what every request has of its own."""
+    path = re.sub("[^/]+$", case["run_id"], run) if "run_id" in case else run
+    response = client.request(
+        case.get("method", "POST"),
+        f"{path}/steps{case.get('suffix', '')}{case.get('query', '')}",
+        content=case.get("content"),
+        headers=JSON | case.get("headers", {}),
+    )
+    headers = dict(response.headers)
+    request_id, run_id = headers.pop("x-request-id"), run.rpartition("/")[2]
+    return response.status_code, headers, response.text.replace(request_id, "REQUEST").replace(run_id, "RUN")
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_answers_are_those_of_fastapi(
+    case: dict[str, Any], sqlite_client: TestClient, create_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request to a direct route is answered as FastAPI's own way of serving would answer it, headers included."""
+    direct = send(sqlite_client, create_run(sqlite_client), case)
+    run = create_run(sqlite_client)
+    monkeypatch.setattr("gradmedic_service.http.application.DirectRoute", _NoRoute)
+    monkeypatch.setattr(DirectRoute, "handle", APIRoute.handle)
+    assert send(sqlite_client, run, case) == direct
+
+
+class _NoRoute:
+    """A class of no route."""
+
+
+def test_the_request_id_is_in_the_log_of_the_thread(
+    sqlite_client: TestClient, create_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that is logged while the endpoint runs has the id of its request."""
+    run = create_run(sqlite_client)
+
+    def log_and_fail(*_arguments: object) -> None:
+        structlog.get_logger("test").info("inside")
+        raise RuntimeError("kaboom")
+
+    monkeypatch.setattr("gradmedic_service.telemetry.service.append", log_and_fail)
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        response = sqlite_client.post(f"{run}/steps", content=BLOCK, headers=JSON)
+    assert (response.status_code, response.json()["error_code"]) == (500, "internal_error")
+    assert [line["event"] for line in lines] == ["inside", "failed", "request"]
+    assert {line["request_id"] for line in lines} == {response.json()["request_id"]}
+
+
+# --- what a direct route accepts --------------------------------------------------------------------------------------
+
+
+async def read_query(request: Request, q: str) -> str:
+    """Return what FastAPI would have to find."""
+    return f"{request.url}{q}"
+
+
+async def read_nothing() -> None:
+    """Take no request."""
+
+
+def read_on_thread(request: Request) -> str:
+    """Return something, on a thread of FastAPI."""
+    return request.method
+
+
+async def answer_as_coroutine() -> Response:
+    """Answer on the event loop."""
+    return Response()
+
+
+def answer_with_query(q: Annotated[str, Query()] = "") -> Response:
+    """Take a query parameter."""
+    return Response(q)
+
+
+def answer_with_cookie(c: Annotated[str, Cookie()] = "") -> Response:
+    """Take a cookie."""
+    return Response(c)
+
+
+def answer_with_header(h: Annotated[str, Header()]) -> Response:
+    """Take a header that must be there."""
+    return Response(h)
+
+
+def answer_with_body(b: dict[str, str]) -> Response:
+    """Take a body that FastAPI decodes."""
+    return Response(str(b))
+
+
+def answer_with_nested(d: Annotated[str, Depends(read_query)]) -> Response:
+    """Take a dependency with a parameter."""
+    return Response(d)
+
+
+def answer_without_request(_d: Annotated[None, Depends(read_nothing)]) -> Response:
+    """Take a dependency that takes no request."""
+    return Response()
+
+
+def answer_with_thread(d: Annotated[str, Depends(read_on_thread)]) -> Response:
+    """Take a dependency that is no coroutine."""
+    return Response(d)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        (answer_as_coroutine, "answer_as_coroutine is a coroutine"),
+        (answer_with_query, "does not find q"),
+        (answer_with_cookie, "does not find c"),
+        (answer_with_header, "does not find h"),
+        (answer_with_body, "does not find b"),
+        (answer_with_nested, "the dependency d is no coroutine that takes the request alone"),
+        (answer_without_request, "the dependency _d is no coroutine"),
+        (answer_with_thread, "the dependency d is no coroutine"),
+    ],
+)
+def test_endpoints_that_no_direct_route_serves(endpoint: Callable[..., Response], message: str) -> None:
+    """An endpoint that needs more than a direct route does is refused when it is declared, before a request fails."""
+    with pytest.raises(TypeError, match=message):
+        api_router(route_class=DirectRoute).add_api_route("/x", endpoint, response_model=None)
+
+
+# --- the route of a request -------------------------------------------------------------------------------------------
+
+
+def walk(app: FastAPI, method: str, path: str) -> Any:
+    """Return the route that FastAPI would choose: the first in the order of declaration that matches in full.
+
+    None if there is none, or if a mounted application comes first.
+    """
+    scope: Scope = {"type": "http", "method": method, "path": path, "root_path": ""}
+    first = next((route for route in app.routes if route.matches(scope)[0] is Match.FULL), None)
+    return first if isinstance(first, Route) else None
+
+
+def example_paths(app: FastAPI) -> Iterator[str]:
+    """Yield paths of each route: with an id, with a word, and with what looks like another route."""
+    for route in app.routes:
+        for value in (RUN_ID, "counts", "a/b", ""):
+            yield re.sub(r"{[^}]+}", value, getattr(route, "path", ""))
+
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "get", "X")
+
+
+def test_every_route_is_found(session_app: FastAPI) -> None:
+    """For each method and many paths of each route, the table finds the route that FastAPI would choose."""
+    table: RouteTable = services_of(session_app).route_table
+    found = []
+    for path in {*example_paths(session_app)}:
+        for changed in (path, f"{path}/", f"{path}\n", f"/{path}", path.upper(), f"{path}/x"):
+            for method in METHODS:
+                route = table.find({"method": method, "path": changed})
+                assert route is walk(session_app, method, changed), (method, changed)
+                found.append(route)
+    assert all(route in found for route in session_app.routes if isinstance(route, Route))
+
+
+PARTS = st.sampled_from(
+    [
+        "",
+        "api",
+        "v1",
+        "runs",
+        "counts",
+        "steps",
+        "rewind",
+        "reruns",
+        "plan",
+        "trials",
+        "x",
+        RUN_ID,
+        "projects",
+        "static",
+    ]
+)
+
+
+@given(parts=st.lists(PARTS, max_size=7), method=st.sampled_from(METHODS))
+def test_any_path_has_the_route_that_fastapi_would_choose(session_app: FastAPI, parts: list[str], method: str) -> None:
+    """Whatever parts a path has, the table finds the same route as FastAPI."""
+    path = f"/{'/'.join(parts)}"
+    table = services_of(session_app).route_table
+    assert table.find({"method": method, "path": path}) is walk(session_app, method, path)
+
+
+def test_a_mounted_application_comes_before_later_routes() -> None:
+    """A path of a mounted application has no route, although one that is declared later matches it too."""
+    app = FastAPI(openapi_url=None)
+    app.mount("/files", FastAPI(openapi_url=None))
+    app.add_api_route("/{name:path}", answer_as_coroutine)
+    table = RouteTable(app)
+    assert table.find({"method": "GET", "path": "/files/a"}) is None
+    assert table.find({"method": "GET", "path": "/other"}) is app.routes[-1]
+    assert table.find({"method": "POST", "path": "/other"}) is None
+
+
+def test_the_route_of_steps_is_direct(session_app: FastAPI) -> None:
+    """Steps are appended by a direct route, and it is the only one."""
+    direct = [route for route in session_app.routes if isinstance(route, DirectRoute)]
+    assert [route.operation_id for route in direct] == ["steps.append"]
