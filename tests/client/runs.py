@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from tests.support.faulty_proxy import ProxiedRequest
+from tests.support.patience import PATIENCE
 
 import gradmedic
 
@@ -26,7 +27,7 @@ def losses(client: gradmedic.Client, run: gradmedic.Run) -> dict[int, float | No
 
 def wait_until_recorded(run: gradmedic.Run) -> None:
     """Wait until the recorder has everything that was logged."""
-    assert run._recorder.wait(60.0)
+    assert run._recorder.wait(PATIENCE)
 
 
 def block_requests(requests: list[ProxiedRequest]) -> list[ProxiedRequest]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tests.client.runs import start
 from tests.support.faulty_proxy import FaultyProxy
+from tests.support.patience import PATIENCE
 
 import gradmedic
 
@@ -87,7 +88,7 @@ def test_waiting_for_a_run_ends_with_it(service_url: str, client: gradmedic.Clie
         client.runs.wait(run.id, timeout=0)
     assert client.runs.wait(run.id, until=lambda current: current.last_step == 0).status == "running"
     run.finish(status="failed")
-    assert client.runs.wait(run.id, timeout=5).status == "failed"
+    assert client.runs.wait(run.id, timeout=PATIENCE).status == "failed"
 
 
 def test_a_run_is_changed(service_url: str, client: gradmedic.Client) -> None:

@@ -15,6 +15,7 @@ from tests.client.runs import (
     losses,
     start,
 )
+from tests.support.patience import PATIENCE
 
 import gradmedic
 
@@ -203,7 +204,12 @@ def test_worker_processes_begin_no_runs_of_their_own(
     script.write_text(SPAWNED)
     environment = os.environ | {"GRADMEDIC_BASE_URL": service_url, "NAME": f"spawned by {method}"}
     done = subprocess.run(
-        [sys.executable, str(script), method], env=environment, capture_output=True, text=True, check=False, timeout=100
+        [sys.executable, str(script), method],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     runs = [run for run in client.runs.list(project="spawned") if run.name == f"spawned by {method}"]
@@ -250,7 +256,7 @@ def test_workers_of_a_data_loader_do_not_disturb_the_run(
             capture_output=True,
             text=True,
             check=True,
-            timeout=100,
+            timeout=PATIENCE,
         )
         outputs.append(done.stdout.split(maxsplit=2))
     (run_id, is_delivered, weights), (_, _, unwatched) = outputs

@@ -12,6 +12,7 @@ import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 from starlette.testclient import TestClient
+from tests.support.app_client import AppClient
 from tests.support.patience import PATIENCE
 from tests.support.service_app import CreateRun, ReplaceServices
 
@@ -75,7 +76,7 @@ def client(session_app: FastAPI, settings: Settings, database: Database) -> Iter
     """A client of the service on each database in turn."""
     services = build_services(settings, services_of(session_app).route_table)
     provide_services(session_app, replace(services, database=database))
-    with TestClient(session_app, raise_server_exceptions=False) as client:
+    with AppClient(session_app, raise_server_exceptions=False) as client:
         yield client
 
 
@@ -84,7 +85,7 @@ def sqlite_client(session_app: FastAPI, sqlite_url: str) -> Iterator[TestClient]
     """A client of the service on SQLite, for what does not depend on the database."""
     route_table = services_of(session_app).route_table
     provide_services(session_app, build_services(_patient_settings(sqlite_url), route_table))
-    with TestClient(session_app, raise_server_exceptions=False) as client:
+    with AppClient(session_app, raise_server_exceptions=False) as client:
         yield client
 
 

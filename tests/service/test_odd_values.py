@@ -23,6 +23,7 @@ from pydantic import SecretStr
 from sqlalchemy import event
 from starlette.testclient import TestClient
 from tests.support.alerts import add_alerts
+from tests.support.app_client import AppClient
 from tests.support.odd_values import ODD_KEYS, has_storable_texts, odd_bodies, odd_tokens, query_texts
 from tests.support.patience import PATIENCE
 from tests.support.played_worker import API, CLIP, PlayedWorker, rerun, suspect
@@ -313,7 +314,7 @@ def worlds(session_app: FastAPI, sqlite_url: str, postgres_url: str) -> Iterator
         for url in (sqlite_url, postgres_url)
     ]
     provide_services(session_app, made[0])
-    with TestClient(session_app, raise_server_exceptions=False) as client:
+    with AppClient(session_app, raise_server_exceptions=False) as client:
         yield [World(session_app, client, services) for services in made]
     for services in made:
         services.database.close()

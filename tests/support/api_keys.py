@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from pydantic import SecretStr
 from starlette.testclient import TestClient
+from tests.support.app_client import AppClient
 from tests.support.service_app import ReplaceServices
 
 from gradmedic_service.access import service
@@ -55,7 +56,7 @@ def client_with_key(client_without_key: TestClient, make_secret: MakeSecret) -> 
     def make_client(*scopes: str, project: str | None = "mine", run_id: UUID | None = None) -> TestClient:
         secret = make_secret(*scopes, project=project, run_id=run_id)
         headers = {"Authorization": f"Bearer {secret}"}
-        return TestClient(
+        return AppClient(
             client_without_key.app,
             raise_server_exceptions=False,
             headers=headers,

@@ -18,13 +18,15 @@ from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.reruns import RerunDetail, Trial
 
 SCRIPT = """
-    import sys, time
+    import os, sys, time
     import gradmedic
     arguments = dict(argument[2:].split("=") for argument in sys.argv[1:])
     how, pause = arguments["how"], float(arguments["pause"])
     run = gradmedic.init(project="p", config={"how": how, "pause": pause}, trainable="train")
     is_control = not run.is_trial or how == "explode"
     for step in range(80):
+        while step == 10 and os.path.exists(os.environ["HOLD"] + how):
+            time.sleep(0.01)
         is_bad = is_control and step >= 20
         loss = float("nan") if is_bad else 2.2 * 0.97 ** step + 0.2
         norm = float("nan") if is_bad else 0.5 + 0.01 * (step % 3)
@@ -43,11 +45,13 @@ CONFIGURATION = """
     timeout = {timeout}
     memory = "400MiB"
     preload = false
-    environment = {{ PYTHONPATH = "{python_path}" }}
+    environment = {{ PYTHONPATH = "{python_path}", HOLD = "{hold}" }}
     [trainables.train.parameters]
     how = {{ type = "str", choices = ["explode", "learn", "crash", "hang", "spam", "exhaust"] }}
     pause = {{ type = "float", minimum = 0.0, maximum = 10.0 }}
 """
+HOLD = "hold-"
+"""Beginning of the name of a file in the worker's folder, while which exists the script waits. Its end is `how`."""
 StartWorker = Callable[..., AbstractContextManager["subprocess.Popen[str]"]]
 """Starts a worker: `run_worker` in the test's folder."""
 WaitUntil = Callable[[Callable[[], bool]], None]
@@ -60,7 +64,9 @@ def write_trainable(
     """Write the script and its `worker.toml`, with one text of the configuration replaced."""
     (folder / "train.py").write_text(textwrap.dedent(script))
     python_path = hide_torch(folder)
-    configuration = textwrap.dedent(CONFIGURATION).format(slots=slots, timeout=timeout, python_path=python_path)
+    configuration = textwrap.dedent(CONFIGURATION).format(
+        slots=slots, timeout=timeout, python_path=python_path, hold=folder / HOLD
+    )
     (folder / "worker.toml").write_text(configuration.replace(*replacement))
 
 
@@ -73,6 +79,24 @@ def hide_torch(folder: Path) -> Path:
     python_path.mkdir(exist_ok=True)
     (python_path / "torch.py").write_text("raise ModuleNotFoundError('not here', name='torch')")
     return python_path
+
+
+@contextmanager
+def hold_trials(folder: Path, how: str = "explode") -> Iterator[Callable[[], None]]:
+    """Make the trials of the script wait at step 10. Yields the function that lets them continue.
+
+    A test that does something to a running trial needs it: a slow machine may first look when the trial has ended.
+
+    Args:
+        folder: The worker's folder.
+        how: Value of the parameter in the trials that wait; as it is by default, the control waits.
+    """
+    file = folder / f"{HOLD}{how}"
+    file.touch()
+    try:
+        yield lambda: file.unlink(missing_ok=True)
+    finally:
+        file.unlink(missing_ok=True)
 
 
 @contextmanager

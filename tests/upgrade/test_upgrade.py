@@ -15,6 +15,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import httpx2
 import msgspec
 import pytest
 from tests.support.patience import PATIENCE
+from tests.support.services import run_service
 
 import gradmedic
 from gradmedic.protocol.packed_blocks import BlocksResult, unpack_block
@@ -36,7 +38,7 @@ from gradmedic_diagnosis.detectors.base import Detector
 
 FIXTURES = Path(__file__).parent / "0.1.0"
 PROGRAM = str(Path(sys.executable).parent / "gradmedic")
-LEASE = "300"
+LEASE = 300.0
 """Seconds that a worker may be silent. The requests were recorded with this setting."""
 NEW_NAMES = {"class": "verdict"}
 """New names of renamed fields, by the old name. Where an answer has both, both must have the old value."""
@@ -66,22 +68,10 @@ def run_program(folder: Path, *arguments: str) -> str:
 @contextlib.contextmanager
 def served(database: Path, folder: Path, *options: str) -> Iterator[str]:
     """Run `gradmedic serve` on a SQLite file and yield its address."""
-    command = [PROGRAM, "serve", "--port", "0", "--database-url", f"sqlite:///{database}", *options]
-    environment = {"PATH": os.environ["PATH"], "GRADMEDIC_TRIAL_LEASE": LEASE}
-    with (folder / "serve.log").open("a") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env=environment)
-    with process:
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://\S+", process.stdout.readline())
-            assert found is not None, (folder / "serve.log").read_text()
-            yield found.group()
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=PATIENCE)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with run_service(folder, f"sqlite:///{database}", *options, lease=LEASE) as service:
+        yield service.url
+        service.process.send_signal(signal.SIGTERM)
+        service.process.wait(PATIENCE)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from tests.support.faulty_proxy import Fault, FaultyProxy
@@ -20,6 +21,7 @@ from tests.support.workers import (
     attempt_statuses,
     find_running_trial,
     has_trainables,
+    hold_trials,
     set_parameters,
     stream_exploding_run,
     wait_for_end,
@@ -134,20 +136,22 @@ def test_a_script_that_is_killed_after_its_last_step_is_done(
 
 @pytest.mark.parametrize("is_killed", [False, True], ids=["suspended", "killed"])
 def test_the_service_is_away_while_a_script_ends(
-    serve: Serve, database_url: str, start_worker: StartWorker, wait_until: WaitUntil, is_killed: bool
+    serve: Serve, database_url: str, start_worker: StartWorker, wait_until: WaitUntil, is_killed: bool, tmp_path: Path
 ) -> None:
     """A script that ends while the service is suspended, or killed and started again, is complete."""
     options = ("--port", str(free_port()))
     with ExitStack() as stack:
         service = stack.enter_context(serve(database_url, *options, lease=LEASE))
         client = stack.enter_context(gradmedic.Client(service.url, attempts=20))
+        release_trials = stack.enter_context(hold_trials(tmp_path))
         stack.enter_context(start_worker(service.url))
         wait_until(lambda: has_trainables(client))
         rerun = client.reruns.create(
-            stream_exploding_run(client, pause=0.02), remedies=[set_parameters(how="learn")], seeds=1, steps=STEPS
+            stream_exploding_run(client), remedies=[set_parameters(how="learn")], seeds=1, steps=STEPS
         )
         wait_until(lambda: find_running_trial(client, rerun) is not None)
         service.process.send_signal(signal.SIGKILL if is_killed else signal.SIGSTOP)
+        release_trials()
         over = time.monotonic() + LEASE  # the script ends meanwhile
         wait_until(lambda: time.monotonic() >= over)
         if is_killed:

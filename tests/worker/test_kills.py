@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,6 +23,7 @@ from tests.support.workers import (
     attempt_statuses,
     find_running_trial,
     has_trainables,
+    hold_trials,
     set_parameters,
     stream_exploding_run,
     wait_for_end,
@@ -39,12 +42,14 @@ PUBLISHED_STATUSES = ("done", "failed", "stopped", "not_applicable")
 
 @dataclass
 class RunningRace:
-    """A rerun whose control runs."""
+    """A rerun whose control runs, and waits at a step."""
 
     client: gradmedic.Client
     rerun: RerunDetail
     launcher: psutil.Process
     script: psutil.Process
+    release: Callable[[], None]
+    """Lets the control continue."""
 
     def has_no_process(self) -> bool:
         """Whether launcher and script have ended."""
@@ -73,25 +78,22 @@ class Deployment:
     start_worker: StartWorker
     wait_until: WaitUntil
     database_url: str
+    folder: Path
 
-    def start_race(self, pause: float = 0.03, candidate_pause: float = 0.0) -> RunningRace:
-        """Start service, worker and a rerun, and wait until its first trial runs.
-
-        Args:
-            pause: seconds that the control pauses at each step.
-            candidate_pause: seconds that the candidate pauses at each step.
-        """
+    def start_race(self) -> RunningRace:
+        """Start service, worker and a rerun, and wait until its first trial runs."""
+        release = self.stack.enter_context(hold_trials(self.folder))
         self.service = self.stack.enter_context(self.serve(self.database_url, "--port", str(free_port()), lease=LEASE))
         client = self.stack.enter_context(gradmedic.Client(self.service.url, attempts=20))
         self.worker = self.stack.enter_context(self.start_worker(self.service.url))
         self.wait_until(lambda: has_trainables(client))
-        remedies = [set_parameters(how="learn", pause=candidate_pause)]
-        rerun = client.reruns.create(stream_exploding_run(client, pause), remedies=remedies, seeds=1, steps=80)
+        remedies = [set_parameters(how="learn", pause=0.0)]
+        rerun = client.reruns.create(stream_exploding_run(client, pause=0.03), remedies=remedies, seeds=1, steps=80)
         self.wait_until(lambda: find_running_trial(client, rerun) is not None)
         descendants = psutil.Process(self.worker.pid).children(recursive=True)
         launcher = next(process for process in descendants if "gradmedic_worker.attempt" in process.cmdline())
         script = next(process for process in descendants if any("train.py" in word for word in process.cmdline()))
-        return RunningRace(client, rerun, launcher, script)
+        return RunningRace(client, rerun, launcher, script, release)
 
     def restart_service(self) -> None:
         """Start the service again, at the same address."""
@@ -104,10 +106,12 @@ class Deployment:
 
 
 @pytest.fixture
-def deployment(serve: Serve, database_url: str, start_worker: StartWorker, wait_until: WaitUntil) -> Any:
+def deployment(
+    serve: Serve, database_url: str, start_worker: StartWorker, wait_until: WaitUntil, tmp_path: Path
+) -> Any:
     """A deployment on the test's database."""
     with ExitStack() as stack:
-        yield Deployment(stack, serve, start_worker, wait_until, database_url)
+        yield Deployment(stack, serve, start_worker, wait_until, database_url, tmp_path)
 
 
 def test_the_service_is_killed(deployment: Deployment) -> None:
@@ -115,6 +119,7 @@ def test_the_service_is_killed(deployment: Deployment) -> None:
     race = deployment.start_race()
     deployment.service.process.kill()
     deployment.service.process.wait()
+    race.release()
     deployment.restart_service()
     rerun = race.wait_for_end()
     assert (rerun.status, rerun.reason) == ("done", "1 of 1 candidates verified")
@@ -122,12 +127,13 @@ def test_the_service_is_killed(deployment: Deployment) -> None:
 
 
 def test_the_database_is_killed(
-    serve: Serve, own_postgres: PostgresServer, start_worker: StartWorker, wait_until: WaitUntil
+    serve: Serve, own_postgres: PostgresServer, start_worker: StartWorker, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
     """The rerun ends although all processes of PostgreSQL are killed twice, and started on the same files."""
     with ExitStack() as stack:
-        deployment = Deployment(stack, serve, start_worker, wait_until, own_postgres.url)
-        race = deployment.start_race(candidate_pause=0.03)
+        deployment = Deployment(stack, serve, start_worker, wait_until, own_postgres.url, tmp_path)
+        release_candidate = stack.enter_context(hold_trials(tmp_path, "learn"))
+        race = deployment.start_race()
 
         def has_done_trial(candidate: int) -> bool:
             trials = race.client.reruns.get(race.rerun.id).trials
@@ -141,13 +147,14 @@ def test_the_database_is_killed(
                 return True
             return False
 
-        for kill in range(2):
-            if kill:
+        for release in (race.release, release_candidate):
+            if release is release_candidate:
                 wait_until(lambda: has_done_trial(0))
                 wait_until(lambda: find_running_trial(race.client, race.rerun) is not None)
             before = race.client.reruns.get(race.rerun.id)
             own_postgres.stop(signal.SIGKILL)
             wait_until(is_unreachable)
+            release()
             own_postgres.start()
             after = race.client.reruns.get(race.rerun.id)
             trial_ids = [trial.id for trial in before.trials]
@@ -166,6 +173,7 @@ def test_the_worker_is_killed(deployment: Deployment) -> None:
     deployment.worker.kill()
     deployment.worker.wait()
     deployment.wait_until(race.has_no_process)
+    race.release()
     deployment.start_other_worker()
     rerun = race.wait_for_end()
     assert (rerun.status, rerun.reason) == ("done", "1 of 1 candidates verified")
@@ -176,7 +184,7 @@ def test_the_worker_is_killed(deployment: Deployment) -> None:
 @pytest.mark.parametrize("victim", ["launcher", "script"])
 def test_the_trial_is_killed(deployment: Deployment, victim: str) -> None:
     """A trial whose launcher or script is killed is published as failed, with the reason."""
-    race = deployment.start_race(pause=1.0)  # slow, because a run that has exploded reproduces the failure
+    race = deployment.start_race()
     os.kill((race.launcher if victim == "launcher" else race.script).pid, signal.SIGKILL)
     rerun = race.wait_for_end()
     assert (rerun.status, attempt_statuses(rerun)) == ("failed", [["failed"]])
@@ -188,6 +196,7 @@ def test_a_suspended_worker_is_resumed(deployment: Deployment, resumed: str) -> 
     """A resumed worker changes nothing: another worker runs its trial (early), or has published it (late)."""
     race = deployment.start_race()
     deployment.worker.send_signal(signal.SIGSTOP)
+    race.release()
     deployment.start_other_worker()
     if resumed == "late":
         before = race.wait_for_end()

@@ -15,6 +15,7 @@ from tests.support.workers import (
     attempt_statuses,
     find_running_trial,
     has_trainables,
+    hold_trials,
     set_parameters,
     stream_exploding_run,
     wait_for_end,
@@ -53,11 +54,13 @@ def test_no_trial_is_lost_while_processes_are_suspended(
     wait_until: WaitUntil,
     suspended: list[str],
     leases: float,
+    tmp_path: Path,
 ) -> None:
     """A worker may be suspended for less than a lease; a service, alone or with the worker, also for longer."""
     with (
         serve(database_url, lease=LEASE) as service,
         gradmedic.Client(service.url) as client,
+        hold_trials(tmp_path) as release_trials,
         start_worker(service.url) as worker,
     ):
         wait_until(lambda: has_trainables(client))
@@ -68,6 +71,7 @@ def test_no_trial_is_lost_while_processes_are_suspended(
         processes = {"service": service.process, "worker": worker}
         for name in suspended:
             processes[name].send_signal(signal.SIGSTOP)
+        release_trials()
         wait_for_seconds(leases * LEASE, wait_until)
         for name in suspended:
             processes[name].send_signal(signal.SIGCONT)
@@ -80,11 +84,9 @@ def test_a_worker_that_ends_gives_its_trial_back(
 ) -> None:
     """A trial of a worker that ends is queued again at once, long before its lease expires."""
     with serve(database_url, lease=3600.0) as service, gradmedic.Client(service.url) as client:
-        with start_worker(service.url) as worker:
+        with hold_trials(tmp_path), start_worker(service.url) as worker:
             wait_until(lambda: has_trainables(client))
-            rerun = client.reruns.create(
-                stream_exploding_run(client, pause=0.05), remedies=[LEARN_AT_ONCE], seeds=1, steps=80
-            )
+            rerun = client.reruns.create(stream_exploding_run(client), remedies=[LEARN_AT_ONCE], seeds=1, steps=80)
             wait_until(lambda: find_running_trial(client, rerun) is not None)
             worker.send_signal(signal.SIGTERM)
             wait_until(lambda: "draining" in (tmp_path / "worker.log").read_text())

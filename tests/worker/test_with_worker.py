@@ -15,6 +15,7 @@ from tests.support.workers import (
     WaitUntil,
     find_running_trial,
     has_trainables,
+    hold_trials,
     set_parameters,
     stream_exploding_run,
     wait_for_end,
@@ -52,10 +53,14 @@ def test_the_worker_ends_with_the_service(
 ) -> None:
     """A service that ends during a trial leaves no process behind. The trial is retried later."""
     write_trainable(tmp_path)
-    with serve(sqlite_url, "--with-worker", lease=5.0) as service, gradmedic.Client(service.url) as client:
+    with (
+        hold_trials(tmp_path),
+        serve(sqlite_url, "--with-worker", lease=5.0) as service,
+        gradmedic.Client(service.url) as client,
+    ):
         wait_until(lambda: has_trainables(client))
         rerun = client.reruns.create(
-            stream_exploding_run(client, pause=0.1), remedies=[set_parameters(how="learn")], seeds=1, steps=80
+            stream_exploding_run(client), remedies=[set_parameters(how="learn")], seeds=1, steps=80
         )
         wait_until(lambda: find_running_trial(client, rerun) is not None)
         descendants = psutil.Process(service.process.pid).children(recursive=True)

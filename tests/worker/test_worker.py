@@ -17,6 +17,7 @@ from tests.support.workers import (
     WaitUntil,
     find_running_trial,
     has_trainables,
+    hold_trials,
     set_parameters,
     stream_exploding_run,
     wait_for_end,
@@ -99,16 +100,23 @@ def test_cancelling_a_rerun_ends_its_script(
 
 
 def test_a_terminated_worker_lets_its_trial_end(
-    serve: Serve, sqlite_url: str, start_worker: StartWorker, wait_until: WaitUntil
+    serve: Serve, sqlite_url: str, start_worker: StartWorker, wait_until: WaitUntil, tmp_path: Path
 ) -> None:
     """After SIGTERM the running trial is published, no other is claimed, and the worker exits with 0."""
-    with serve(sqlite_url) as service, gradmedic.Client(service.url) as client, start_worker(service.url) as worker:
+    with (
+        serve(sqlite_url) as service,
+        gradmedic.Client(service.url) as client,
+        hold_trials(tmp_path) as release_trials,
+        start_worker(service.url) as worker,
+    ):
         wait_until(lambda: has_trainables(client))
         rerun = client.reruns.create(
-            stream_exploding_run(client, pause=0.02), remedies=[set_parameters(how="learn")], seeds=1, steps=80
+            stream_exploding_run(client), remedies=[set_parameters(how="learn")], seeds=1, steps=80
         )
         wait_until(lambda: find_running_trial(client, rerun) is not None)
         worker.send_signal(signal.SIGTERM)
+        wait_until(lambda: "draining" in (tmp_path / "worker.log").read_text())
+        release_trials()
         assert worker.wait(PATIENCE) == 0
         trials = client.reruns.get(rerun.id).trials
         assert [trial.status for trial in trials] == ["done", "queued"]

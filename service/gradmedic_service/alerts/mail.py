@@ -125,7 +125,8 @@ class MailSender:
         except ssl.SSLCertVerificationError as error:
             raise DeliveryFailed(f"The certificate of the mail server is refused: {error.verify_message}.") from None
         except (smtplib.SMTPException, OSError) as error:
-            reason = "did not answer in time" if isinstance(error, TimeoutError) else "cannot be reached"
+            is_late = isinstance(error, TimeoutError) or isinstance(error.__context__, TimeoutError)  # smtplib wraps it
+            reason = "did not answer in time" if is_late else "cannot be reached"
             raise DeliveryFailed(f"The mail server {reason}.") from None
 
 

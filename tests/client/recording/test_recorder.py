@@ -7,6 +7,7 @@ from collections import deque
 
 import numpy as np
 import pytest
+from tests.support.patience import PATIENCE
 from tests.support.workers import WaitUntil
 
 from gradmedic.protocol.runs import RunCreate
@@ -19,8 +20,6 @@ from gradmedic.recording.layers import LayerRegistry
 from gradmedic.recording.one_time_warnings import OneTimeWarnings
 from gradmedic.recording.recorder import Recorder
 from gradmedic.recording.step import Entry, Rewind, Row, Step
-
-TIMEOUT = 60.0
 
 
 class CollectingOutput:
@@ -40,7 +39,7 @@ class CollectingOutput:
 
     def append(self, entry: Entry, *, is_urgent: bool) -> None:
         """Collect an entry."""
-        assert self.may_continue.wait(TIMEOUT)
+        assert self.may_continue.wait(PATIENCE)
         self.entries.append((entry, is_urgent))
 
     def add_dropped(self, steps: int) -> None:
@@ -94,8 +93,8 @@ def test_entries_are_recorded_in_order_and_a_spike_is_urgent() -> None:
         recorder.record(draft(number))
     recorder.record(Rewind(3))
     recorder.record(draft(4, 1e6))
-    assert recorder.wait(TIMEOUT)
-    recorder.close(TIMEOUT)
+    assert recorder.wait(PATIENCE)
+    recorder.close(PATIENCE)
     assert output.has_started
     numbers = [entry.number if isinstance(entry, Step) else -entry.step for entry, _ in output.entries]
     assert numbers == [*range(10), -3, 4]
@@ -109,8 +108,8 @@ def test_a_step_that_cannot_be_read_is_left_out_and_logged_once(caplog: pytest.L
     recorder = make_recorder(output, deque())
     for number in range(4):
         recorder.record(draft(number, 1.0, None) if number < 2 else draft(number))
-    assert recorder.wait(TIMEOUT)
-    recorder.close(TIMEOUT)
+    assert recorder.wait(PATIENCE)
+    recorder.close(PATIENCE)
     assert [entry.number for entry, _ in output.entries if isinstance(entry, Step)] == [2, 3]
     assert caplog.text.count("the device was lost") == 1
 
@@ -124,10 +123,10 @@ def test_drafts_without_room_are_dropped_and_counted(monkeypatch: pytest.MonkeyP
     for number in range(100):
         recorder.record(draft(number))
     output.may_continue.set()
-    assert recorder.wait(TIMEOUT)
+    assert recorder.wait(PATIENCE)
     recorder.record(draft(100))
-    assert recorder.wait(TIMEOUT)
-    recorder.close(TIMEOUT)
+    assert recorder.wait(PATIENCE)
+    recorder.close(PATIENCE)
     assert 10 <= len(output.entries) < 20
     assert len(output.entries) + output.dropped == 101
 
@@ -140,9 +139,9 @@ def test_a_closed_output_takes_nothing_and_wait_returns() -> None:
     recorder.record(draft(0))
     output.is_closed = True
     recorder.record(draft(1))
-    assert not recorder.wait(TIMEOUT)
+    assert not recorder.wait(PATIENCE)
     output.may_continue.set()
-    recorder.close(TIMEOUT)
+    recorder.close(PATIENCE)
 
 
 def test_a_step_joins_the_measurements_of_several_instrumentations() -> None:
@@ -179,9 +178,9 @@ def test_a_trial_waits_for_room_and_drops_nothing(monkeypatch: pytest.MonkeyPatc
     # record() waits behind 11 drafts. The recorder hangs at the second one, which it may take before or after that.
     wait_until(lambda: len(recorder._drafts) >= recorder._max_drafts - 1)
     output.may_continue.set()
-    training.join(TIMEOUT)
+    training.join(PATIENCE)
     assert not training.is_alive()
-    recorder.close(TIMEOUT)
+    recorder.close(PATIENCE)
     assert [entry.number for entry, _ in output.entries if isinstance(entry, Step)] == list(range(100))
     assert output.dropped == 0
 
@@ -200,7 +199,7 @@ def test_a_step_of_a_trial_is_held_until_the_next_one(
     wait_until(lambda: len(output.entries) >= 9 and not recorder._drafts)
     recorder.record(draft(9, None)._replace(metrics={"accuracy": 0.5}))
     recorder.record(draft(10))
-    recorder.close(TIMEOUT)
+    recorder.close(PATIENCE)
     steps = [entry for entry, _ in output.entries if isinstance(entry, Step)]
     assert [step.number for step in steps] == list(range(11))
     assert [step.metrics for step in steps[9:]] == [{"accuracy": 0.5}, {}]

@@ -21,7 +21,12 @@ def run(tmp_path: Path, script: str) -> Any:
     """Run a script in a process of its own, and return what it prints as JSON."""
     path = tmp_path / "script.py"
     path.write_text(script)
-    environment = {"PATH": os.environ["PATH"], "GRADMEDIC_MODE": "disabled", "GRADMEDIC_SEED": "7"}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "GRADMEDIC_MODE": "disabled",
+        "GRADMEDIC_SEED": "7",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.client.runs import log_losses, losses
 from tests.client.upload.outboxes import RUN, begin, step, steps_of
+from tests.support.patience import PATIENCE
 
 import gradmedic
 from gradmedic.cli import main
@@ -407,7 +408,7 @@ def test_a_disk_that_is_full_leaves_a_journal_that_can_be_read(
         "for i in range(1000): run.log(float(i))\n"
         "run.finish()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     run_id = done.stdout.strip()
     code, results, _ = sync(directory, service_url, capsys)

@@ -57,7 +57,7 @@ for step in range(first, steps):
         import os; os.replace(checkpoint + '.new', checkpoint)
         print('checkpoint', step, flush=True)
     time.sleep(pause)
-delivered = run.finish(timeout=120)
+delivered = run.finish(timeout=300)
 weights = hashlib.sha256(b''.join(p.detach().numpy().tobytes() for p in model.parameters())).hexdigest()
 print(json.dumps({'losses': losses, 'norms': norms, 'weights': weights, 'delivered': delivered}), flush=True)
 """
@@ -243,7 +243,7 @@ def test_a_disk_that_is_full(service_url: str, client: gradmedic.Client) -> None
     )
     environment = os.environ | {"GRADMEDIC_BASE_URL": service_url}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("cannot keep steps on disk") == 1

@@ -152,7 +152,7 @@ print('logged', flush=True)
 """
 
 RECORD = """
-assert run._recorder.wait(60.0)
+assert run._recorder.wait(300.0)
 """
 
 
@@ -164,7 +164,7 @@ def end(ending: str, url: str, *arguments: str, before: str = "run.flush()") -> 
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 

@@ -8,6 +8,7 @@ from uuid import UUID
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tests.support.app_client import AppClient
 from tests.support.played_worker import API, CLIP, PlayedWorker, rerun, suspect
 
 from gradmedic_service.database.engine import Database
@@ -90,7 +91,7 @@ def test_the_key_of_an_attempt(team: Any, client_without_key: TestClient, sessio
     claimed = worker.claim()
     assert claimed is not None
     headers = {"Authorization": f"Bearer {claimed['api_key']}"}
-    trial = TestClient(
+    trial = AppClient(
         session_app, raise_server_exceptions=False, headers=headers, base_url=str(client_without_key.base_url)
     )
     PlayedWorker(trial).stream(claimed, "exploding")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 from starlette.testclient import TestClient
+from tests.support.app_client import AppClient
 from tests.support.service_app import ReplaceServices
 
 from gradmedic.protocol.service import API_PATH
@@ -27,7 +28,7 @@ FROM_A_PAGE = {"Origin": "http://testserver"}
 @pytest.fixture
 def browser(client_without_key: TestClient, make_secret: Any) -> Iterator[TestClient]:
     """A browser with a session of a key for its project."""
-    client = TestClient(client_without_key.app, raise_server_exceptions=False)
+    client = AppClient(client_without_key.app, raise_server_exceptions=False)
     headers = {"Authorization": f"Bearer {make_secret('read', 'ingest', name='mine')}", **FROM_A_PAGE}
     assert client.post(SESSION, headers=headers).status_code == 201
     yield client
@@ -51,7 +52,7 @@ def test_the_cookie(client_without_key: TestClient, make_secret: Any, database: 
 
 def test_the_cookie_is_secure_behind_tls(client_without_key: TestClient, make_secret: Any) -> None:
     """Over HTTPS the cookie is marked Secure."""
-    client = TestClient(client_without_key.app, base_url="https://testserver")
+    client = AppClient(client_without_key.app, base_url="https://testserver")
     response = client.post(SESSION, headers={"Authorization": f"Bearer {make_secret('read')}"})
     assert "Secure" in response.headers["set-cookie"]
 

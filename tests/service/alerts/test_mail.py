@@ -20,6 +20,7 @@ from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 
 from gradmedic_service.alerts.addresses import parse_address
+from gradmedic_service.alerts.deadlines import Connections
 from gradmedic_service.alerts.mail import MailSender, MailServer, mail_of
 from gradmedic_service.alerts.messages import DeliveryFailed
 
@@ -174,6 +175,15 @@ def test_a_server_that_hangs() -> None:
             send(url, seconds=SHORT)
     with pytest.raises(DeliveryFailed, match="The mail server cannot be reached"):
         send(url)
+
+
+def test_a_server_that_hangs_is_named_as_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the connection's own limit is over first, a server that never greets is still reported as late."""
+    monkeypatch.setattr("gradmedic_service.alerts.mail.call_within", lambda _seconds, call: call(Connections()))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"smtp://127.0.0.1:{silent.getsockname()[1]}?tls=none"
+        with pytest.raises(DeliveryFailed, match="The mail server did not answer in time"):
+            send(url, seconds=SHORT)
 
 
 def test_without_a_server() -> None:

@@ -16,6 +16,7 @@ from tests.support.api_keys import ClientWithKey
 from tests.support.api_keys import client_with_key as client_with_key
 from tests.support.api_keys import client_without_key as client_without_key
 from tests.support.api_keys import make_secret as make_secret
+from tests.support.app_client import AppClient
 from tests.support.played_worker import API, CLIP, PlayedWorker, rerun, suspect
 from tests.support.service_app import ReplaceServices
 
@@ -52,7 +53,7 @@ def holding(client_without_key: TestClient) -> Holding:
 
     def hold(secret: str) -> TestClient:
         headers = {"Authorization": f"Bearer {secret}"}
-        return TestClient(
+        return AppClient(
             client_without_key.app,
             raise_server_exceptions=False,
             headers=headers,
@@ -311,5 +312,5 @@ def test_a_loopback_service_has_tickets_too(client: TestClient) -> None:
     ticket = new_secret()
     assert issue(worker, claimed, ticket).status_code == 200
     assert code(redeem(client, claimed)) == "trial_not_found"
-    bearer = TestClient(client.app, headers={"Authorization": f"Bearer {ticket}"}, base_url=str(client.base_url))
+    bearer = AppClient(client.app, headers={"Authorization": f"Bearer {ticket}"}, base_url=str(client.base_url))
     assert redeem(bearer, claimed).json()["api_key"] is not None

@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import delete, update
 from starlette.testclient import TestClient
+from tests.support.app_client import AppClient
 from tests.support.patience import PATIENCE
 from tests.support.service_app import ReplaceServices
 
@@ -48,7 +49,7 @@ class Reader:
 def reader(client_without_key: TestClient, make_secret: Any, database: Database) -> Reader:
     """A reader with a key of its own."""
     secret = make_secret("read", project=None)
-    browser = TestClient(client_without_key.app, raise_server_exceptions=False)
+    browser = AppClient(client_without_key.app, raise_server_exceptions=False)
     headers = {"Authorization": f"Bearer {secret}", **FROM_A_PAGE}
     assert browser.post(f"{API_PATH}/session", headers=headers).status_code == 201
     keyring = Keyring()
