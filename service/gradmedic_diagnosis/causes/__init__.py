@@ -93,6 +93,8 @@ _VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_normalization_is_missing,
     check_destroying_updates,
     check_destroying_gradients,
+    check_measured_input_scale,
+    check_measured_target_scale,
 )
 _OTHER_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (check_precision_underflow,)
 _FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (

@@ -23,7 +23,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(GLOROT, HE, SAXE),
         variant="for its activations",
         choose_parameters=remedy_fit.choose_initialization,
-        is_applicable=applicability.can_be_initialized,
+        is_applicable=applicability.can_draw_matrices,
         estimate_fit=applicability.estimate_fit_of_initialization,
     ),
     RemedyRow(
@@ -34,8 +34,22 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(GLOROT, HE),
         variant="for others",
         choose_parameters=remedy_fit.choose_other_initialization,
-        is_applicable=applicability.can_be_initialized,
+        is_applicable=applicability.can_draw_matrices,
         estimate_fit=applicability.estimate_fit_of_initialization,
+    ),
+    RemedyRow(
+        id="initialize_embeddings",
+        chances={"poor_initialization": 0.8, "learning_rate_too_high": 0.3},
+        reason="Embeddings whose vectors have a norm of about 1 have products of the size that they are meant to have.",
+        cost="The run starts over; pretrained weights are lost.",
+        sources=(
+            GLOROT,
+            "Radford et al. 2018, Improving language understanding by generative pre-training, section 4.1",
+        ),
+        choose_parameters=remedy_fit.choose_embedding_deviation,
+        is_applicable=lambda run: (
+            applicability.has_embeddings_of_odd_size(run) and applicability.can_be_initialized(run)
+        ),
     ),
     RemedyRow(
         id="replace_activation",
@@ -251,7 +265,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         reason="The first batch shows which weights give every layer's signal unit variance, whatever is in between.",
         cost="The run starts over; pretrained weights are lost. Two more passes of the first batch.",
         sources=("Mishkin and Matas 2016, All you need is a good init, section 3",),
-        is_applicable=applicability.can_be_initialized,
+        is_applicable=applicability.can_draw_matrices,
         estimate_fit=applicability.estimate_fit_of_initialization,
     ),
     RemedyRow(

@@ -216,6 +216,24 @@ for layer in layers:  # in the order of their calls
             "jax": Code("kernel = kernel / jnp.std(x @ kernel)  # layer by layer, on a first batch"),
         },
     ),
+    "initialize_embeddings": make_row(
+        Target.PARAMETERS,
+        code={
+            "torch": Code(
+                "for module in model.modules():\n    if isinstance(module, torch.nn.Embedding):\n"
+                "        torch.nn.init.normal_(module.weight, std={standard_deviation})"
+            ),
+            "keras": Code(
+                "initializer = keras.initializers.RandomNormal(stddev={standard_deviation})\n"
+                "embedding = keras.layers.Embedding(rows, width, embeddings_initializer=initializer)"
+            ),
+            "jax": Code(
+                "initializer = jax.nn.initializers.normal({standard_deviation})\n"
+                "embedding = flax.linen.Embed(rows, width, embedding_init=initializer)"
+            ),
+        },
+        standard_deviation=POSITIVE,
+    ),
     "guard_operations": make_row(
         Target.FUNCTIONS,
         code={

@@ -152,7 +152,7 @@ class OutputScaler:
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loss": None}
+        return {**self.__dict__, "_loss": None, "_is_copy": True}
 
 
 _LOSSES = {"mse_loss": 2, "l1_loss": 1}

@@ -207,7 +207,7 @@ class Recorder(TorchFunctionMode):
         self._module_stack: list[tuple[str, int, Counter[CallSite]]] = []
         self._producers: dict[int, int] = {id(tensor): INPUT for tensor in tensors_in(inputs)}
         self._by_storage: dict[int, int] = {}  # autograd functions return the same memory in another object
-        self._weights = {id(parameter): (name,) for name, parameter in model.named_parameters()}
+        self._weights: dict[int, tuple[str, ...]] = {id(p): (name,) for name, p in model.named_parameters()}
         """Names of the parameters that a tensor is, or is computed from alone, by the tensor's id."""
         self._independent = {*self._weights, *(id(buffer) for buffer in model.buffers())}
         self._kept_alive: list[Any] = [inputs]  # so that no id is used twice

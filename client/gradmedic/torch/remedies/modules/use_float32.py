@@ -62,7 +62,7 @@ class UseFloat32(FunctionRemedy):
                 if autocast.fast_dtype in _LOW and autocast._enabled:
                     self.add_place("autocast")
                     autocast._enabled = False
-                return enter(autocast)
+                return enter(autocast)  # type: ignore[no-untyped-call]
 
             _AUTOCAST.__enter__ = enter_switched_off  # type: ignore[method-assign]
 

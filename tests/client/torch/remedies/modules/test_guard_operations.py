@@ -53,7 +53,8 @@ def test_a_training_through_a_root_of_zero_stays_finite() -> None:
 
     def distances(model: nn.Module) -> Tensor:
         made = model(batch())
-        return ((made[:, None] - made) ** 2).sum(-1).sqrt().mean()
+        value: Tensor = ((made[:, None] - made) ** 2).sum(-1).sqrt().mean()
+        return value
 
     for given in ([], [GUARDED]):
         model = perceptron()

@@ -91,7 +91,7 @@ def test_what_the_activation_gets_counts() -> None:
     model = nn.Sequential(Sine(6, 32), Sine(32, 32), nn.Linear(32, 1))
     apply(model, None, FITTED)
     model(batch(rows=64))
-    assert [deviation(layer.phase) for layer in model[:2]] == pytest.approx([1.0, 1.0], rel=1e-3)  # type: ignore[arg-type]
+    assert [deviation(layer.phase) for layer in list(model)[:2]] == pytest.approx([1.0, 1.0], rel=1e-3)  # type: ignore[arg-type]
 
 
 def test_parameters_of_the_scripts_own_are_fitted() -> None:

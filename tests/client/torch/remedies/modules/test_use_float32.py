@@ -25,7 +25,8 @@ class Casting(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return products of all pairs of outputs, brought back to their size."""
         out = 300 * self.layer(x).to(self.dtype)
-        return (out @ out.T).float() / 300**2
+        product: Tensor = (out @ out.T).float() / 300**2
+        return product
 
 
 @pytest.mark.parametrize("cast", [torch.float16, torch.bfloat16])
@@ -46,7 +47,8 @@ def test_a_model_of_16_bits_trains_in_float32(dtype: torch.dtype) -> None:
     """Weights, inputs and targets in 16 bits train as if they had been float32, and state_dict's keys stay."""
 
     def loss(model: nn.Module, x: Tensor) -> Tensor:
-        return (model(x) - x[:, :2]).square().mean() * 1e-6
+        value: Tensor = (model(x) - x[:, :2]).square().mean() * 1e-6
+        return value
 
     low = perceptron().to(dtype)
     exact = copy.deepcopy(low).float()
