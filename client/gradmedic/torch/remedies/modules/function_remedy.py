@@ -15,6 +15,11 @@ from torch.overrides import TorchFunctionMode
 from gradmedic.torch.remedies.module_remedy import ModuleContext, ModuleRemedy
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
 
+_WRITING = frozenset({
+    "__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__",
+    "__imod__", "__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__",
+})  # fmt: skip
+"""Operators that write into their first argument."""
 _acting: dict[str, FunctionRemedy] = {}
 """Remedies that act now, by id: a script may call `watch()` for each of its models."""
 
@@ -84,4 +89,4 @@ class _FunctionMode(TorchFunctionMode):
 def is_in_place(func: Any, kwargs: Mapping[str, Any]) -> bool:
     """Whether a torch function writes its result into an argument."""
     name = str(getattr(func, "__name__", ""))
-    return "out" in kwargs or (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__")
+    return "out" in kwargs or (name.endswith("_") and not name.endswith("__")) or name in _WRITING

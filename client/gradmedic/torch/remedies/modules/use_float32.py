@@ -28,6 +28,7 @@ class UseFloat32(FunctionRemedy):
     """Computes in float32, wherever the script computes in 16 bits."""
 
     id = "use_float32"
+    accepts_sharded = False
     needs_parameters = True
     nothing_seen = "the script computes nothing in float16 or bfloat16"
 

@@ -86,9 +86,13 @@ def test_results_in_place_are_written_to_their_tensor() -> None:
     applied.close()
     low = torch.zeros(2, dtype=torch.float16)
     applied = apply(nn.Linear(1, 1), None, WIDE)
+    same = low
     low.add_(torch.ones(2))
+    low += torch.ones(2)
+    low[0] = 7
     applied.close()
-    assert low.tolist() == [1.0, 1.0]
+    assert low is same
+    assert low.tolist() == [7.0, 2.0]
     assert low.dtype == torch.float16
 
 
