@@ -45,6 +45,7 @@ RANGES: Final = {
     "epsilon": (1e-15, 1e-3),
     "beta2": (0.8, 0.999),
     "relative_norm": (1.0, 2.0),
+    "standard_deviation": (1e-3, 1.0),
     "times_usual": (1.5, 10.0),
 }
 """Range from which random search draws a parameter, evenly in its logarithm."""

@@ -26,6 +26,8 @@ INITIALIZATION_OF_DEEP_PLAIN = 0.7
 learn by He's weights, and learned by batch normalization."""
 EPSILON_UNSEEN = 0.1
 """Share of its effect that another epsilon has where nothing shows that it matters. A judgement."""
+ODD_NORM = 3.0
+"""Factor by which the norm of an embedding's vectors is far from 1. Torch's have the root of their width."""
 WARM_START = 0.5
 """A first learning rate below this share of the largest one is a warm-up of the script."""
 CLIPPING_WITHOUT_SCALE = 0.3
@@ -143,7 +145,7 @@ def has_unusual_activation(run: RunEvidence) -> bool:
 
 def can_be_normalized(run: RunEvidence) -> bool:
     """Whether there is no normalization yet, and a hidden layer outside of a recurrent cell."""
-    return not run.is_normalized and not run.is_all_recurrent
+    return not run.is_normalized and not run.is_all_recurrent and not has_embeddings_alone(run)
 
 
 def has_dead_units(run: RunEvidence) -> bool:
@@ -208,6 +210,26 @@ def has_lstm(run: RunEvidence) -> bool:
 def has_embedding(run: RunEvidence) -> bool:
     """Whether there is an embedding that trains."""
     return bool(run.architecture.is_embedding.any())
+
+
+def has_embeddings_alone(run: RunEvidence) -> bool:
+    """Whether embeddings are the only weights of more than one dimension."""
+    return bool(run.architecture.is_embedding.any()) and not run.architecture.is_path.any()
+
+
+def can_draw_matrices(run: RunEvidence) -> bool:
+    """Whether there are matrices of weights that may be drawn anew."""
+    return can_be_initialized(run) and not has_embeddings_alone(run)
+
+
+def has_embeddings_of_odd_size(run: RunEvidence) -> bool:
+    """Whether the vectors of an embedding start with a norm far from 1."""
+    for i in run.embeddings:
+        rms = float(run.averages.first_weight_norm[i]) / float(run.architecture.sqrt_numel[i])
+        norm = rms * math.sqrt(run.embedding_width(i))
+        if norm > 0 and not 1 / ODD_NORM <= norm <= ODD_NORM:
+            return True
+    return False
 
 
 def has_cross_entropy(run: RunEvidence) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import median
 
 from gradmedic_diagnosis.run_evidence import SATURATING, RunEvidence
 
@@ -34,6 +35,8 @@ SHORTER_BETAS = (0.95, 0.9)
 """Second betas that forget sooner than the usual 0.999: that of most large language models, and a shorter one."""
 LEAST_FORGET_BIAS = 1.0
 """Bias of a forget gate (Jozefowicz et al. 2015, section 3.2). A gate of sigmoid(1) passes 3e-4 over 25 time steps."""
+DEFAULT_DEVIATION = 0.02
+"""Deviation of embeddings of unknown width (Radford et al. 2018, section 4.1)."""
 DEFAULT_FACTOR = 0.1
 """Factor of the learning rate or the loss where the run's numbers give none."""
 
@@ -104,6 +107,12 @@ def choose_initialization(run: RunEvidence) -> Parameters:
 def choose_other_initialization(run: RunEvidence) -> Parameters:
     """Return the one of Glorot's and He's initialization that does not belong to the network's activations."""
     return {"scheme": "kaiming_normal" if _has_symmetric_activations(run) else "xavier_uniform"}
+
+
+def choose_embedding_deviation(run: RunEvidence) -> Parameters:
+    """Return the deviation with which the vectors of the embeddings have a norm of about 1."""
+    widths = [run.embedding_width(i) for i in run.embeddings]
+    return {"standard_deviation": round_to(median(widths) ** -0.5 if widths else DEFAULT_DEVIATION)}
 
 
 def choose_epsilon(run: RunEvidence) -> Parameters:

@@ -80,6 +80,16 @@ class RunEvidence:
         """Weight matrices that a signal cannot pass by, in forward order: neither recurrent nor on a branch."""
         return [i for i in self.path if i not in self.recurrent and not self.layers[i].branch]
 
+    @cached_property
+    def embeddings(self) -> list[int]:
+        """Embeddings that train and whose width is known."""
+        shown = (int(i) for i in np.flatnonzero(self.architecture.is_embedding))
+        return [i for i in shown if len(self.layers[i].shape or ()) == 2 and not self.layers[i].frozen]
+
+    def embedding_width(self, layer: int) -> int:
+        """Return the width of the vectors of one of `embeddings`."""
+        return int((self.layers[layer].shape or (1,))[-1])
+
     @property
     def recurrent(self) -> tuple[int, ...]:
         """Plain recurrent matrices."""

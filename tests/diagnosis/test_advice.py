@@ -41,6 +41,7 @@ EXAMPLES: dict[str, float | int | str] = {
     "relative_norm": 1.05,
     "scheme": "kaiming_normal",
     "share": 0.1,
+    "standard_deviation": 0.1,
     "steps": 100,
     "strength": 1e-5,
     "threshold": 1.0,

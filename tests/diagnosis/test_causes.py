@@ -246,3 +246,33 @@ def test_a_stack_of_unbounded_activations_explains_large_updates() -> None:
     causes = [cause.cause for cause in Diagnostician(rows).update(dying(update=20.0)).causes]
     assert causes[0] == "unbounded_activation"
     assert "learning_rate_too_high" in causes
+
+
+@pytest.mark.parametrize(
+    ("training", "is_named"),
+    [
+        (Training(loss=Loss(kind="cross_entropy", constant_level=2.3), input_rms=1.0), True),
+        (Training(loss=Loss(kind="cross_entropy", constant_level=2.3), input_rms=900.0), False),
+        (Training(loss=Loss(kind="cross_entropy", constant_level=2.3)), False),
+        (Training(loss=Loss(kind="cross_entropy", constant_level=5e3), input_rms=1.0), False),
+        (Training(loss=Loss(kind="squared_error", constant_level=0.1), input_rms=1.0, target_rms=3.0), True),
+        (Training(loss=Loss(kind="squared_error", constant_level=0.1), input_rms=1.0, target_rms=100.0), False),
+        (Training(loss=Loss(kind="other"), input_rms=1.0), False),
+        (None, False),
+    ],
+    ids=["classes", "raw inputs", "unknown inputs", "usual loss", "regression", "raw targets", "other loss", "nothing"],
+)
+def test_outputs_that_start_far_too_large_are_blamed_on_the_weights(training: Training | None, is_named: bool) -> None:
+    """A first loss far above that of outputs of zero, at inputs of ordinary size, is due to weights or depth."""
+    loss = np.concatenate([np.full(60, 8e3), np.geomspace(8e3, 1e12, 40)])
+    causes = find_causes(run(loss, weight=4.0), training)
+    cause = causes.get("poor_initialization")
+    assert (cause is not None and "The loss starts at" in cause.explanation) is is_named
+
+
+def test_raw_inputs_are_a_cause_of_vanishing_gradients_too() -> None:
+    """Inputs in thousands saturate the units behind them: their measured scale is a cause of a vanishing run."""
+    fading = run(np.full(150, 2.3), gradient=np.geomspace(1e-9, 1e-1, 4))
+    assert Diagnostician(layers(4)).update(fading).verdict == "vanishing"
+    assert "unscaled_inputs" in find_causes(fading, Training(input_rms=3000.0))
+    assert "unscaled_inputs" not in find_causes(fading, Training(input_rms=1.0))

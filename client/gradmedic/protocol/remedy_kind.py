@@ -61,6 +61,8 @@ class Target(StrEnum):
     """The signals between modules. They are found during the first forward pass."""
     INPUTS_AND_TARGETS = "inputs_and_targets"
     """The inputs of the model or the targets of the loss."""
+    FUNCTIONS = "functions"
+    """Functions that the script calls, in the model and outside of it."""
     LOSS = "loss"
     """The loss, before the backward pass."""
     SCRIPT = "script"

@@ -37,6 +37,7 @@ from gradmedic_diagnosis.causes.recurrence import (
 )
 from gradmedic_diagnosis.causes.scales import (
     check_input_scale,
+    check_large_first_outputs,
     check_measured_input_scale,
     check_measured_target_scale,
     check_target_scale,
@@ -69,6 +70,7 @@ RERUN_NOTE = "Another cause has the same evidence; a rerun can test this one."
 _EXPLODING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_learning_rate,
     check_large_initialization,
+    check_large_first_outputs,
     check_input_scale,
     check_target_scale,
     check_expanding_recurrence,
@@ -91,6 +93,8 @@ _VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_normalization_is_missing,
     check_destroying_updates,
     check_destroying_gradients,
+    check_measured_input_scale,
+    check_measured_target_scale,
 )
 _OTHER_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (check_precision_underflow,)
 _FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
@@ -100,6 +104,7 @@ _FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_weight_decay,
     check_excessive_clipping,
     check_small_initialization,
+    check_large_first_outputs,
     check_normalization_is_missing,
 )
 """Of a run with sound gradients that does not learn: what was measured, and needs no verdict to be a reason."""

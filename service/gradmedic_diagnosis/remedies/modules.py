@@ -23,7 +23,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(GLOROT, HE, SAXE),
         variant="for its activations",
         choose_parameters=remedy_fit.choose_initialization,
-        is_applicable=applicability.can_be_initialized,
+        is_applicable=applicability.can_draw_matrices,
         estimate_fit=applicability.estimate_fit_of_initialization,
     ),
     RemedyRow(
@@ -34,8 +34,22 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         sources=(GLOROT, HE),
         variant="for others",
         choose_parameters=remedy_fit.choose_other_initialization,
-        is_applicable=applicability.can_be_initialized,
+        is_applicable=applicability.can_draw_matrices,
         estimate_fit=applicability.estimate_fit_of_initialization,
+    ),
+    RemedyRow(
+        id="initialize_embeddings",
+        chances={"poor_initialization": 0.8, "learning_rate_too_high": 0.3},
+        reason="Embeddings whose vectors have a norm of about 1 have products of the size that they are meant to have.",
+        cost="The run starts over; pretrained weights are lost.",
+        sources=(
+            GLOROT,
+            "Radford et al. 2018, Improving language understanding by generative pre-training, section 4.1",
+        ),
+        choose_parameters=remedy_fit.choose_embedding_deviation,
+        is_applicable=lambda run: (
+            applicability.has_embeddings_of_odd_size(run) and applicability.can_be_initialized(run)
+        ),
     ),
     RemedyRow(
         id="replace_activation",
@@ -220,6 +234,39 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         cost="The run starts over; pretrained weights are lost.",
         sources=("Radford et al. 2019, Language models are unsupervised multitask learners, section 2.3",),
         is_applicable=lambda run: applicability.has_residual_branches(run) and applicability.can_be_initialized(run),
+    ),
+    RemedyRow(
+        id="zero_residual_branches",
+        chances={
+            "poor_initialization": 0.6,
+            "missing_normalization": 0.45,
+            "loss_spike": 0.2,
+            "learning_rate_too_high": 0.3,
+        },
+        reason="The model starts as its identity path, which passes gradients unchanged; each branch grows from zero.",
+        cost="The run starts over; pretrained weights are lost.",
+        sources=(
+            "Goyal et al. 2017, Accurate, large minibatch SGD, section 5.1",
+            "Zhang et al. 2019, Fixup initialization: residual learning without normalization, section 3",
+            "Bachlechner et al. 2021, ReZero is all you need, section 3",
+        ),
+        is_applicable=lambda run: applicability.has_residual_branches(run) and applicability.can_be_initialized(run),
+    ),
+    RemedyRow(
+        id="unit_variance_initialization",
+        chances={
+            "poor_initialization": 0.8,
+            "missing_normalization": 0.4,
+            "saturating_activation": 0.3,
+            "dead_units": 0.4,
+            "long_recurrence": 0.3,
+            "unscaled_inputs": 0.3,
+        },
+        reason="The first batch shows which weights give every layer's signal unit variance, whatever is in between.",
+        cost="The run starts over; pretrained weights are lost. Two more passes of the first batch.",
+        sources=("Mishkin and Matas 2016, All you need is a good init, section 3",),
+        is_applicable=applicability.can_draw_matrices,
+        estimate_fit=applicability.estimate_fit_of_initialization,
     ),
     RemedyRow(
         id="embedding_gradient_shrink",

@@ -52,6 +52,30 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
         is_applicable=applicability.may_compute_loss_unsafely,
     ),
     RemedyRow(
+        id="guard_operations",
+        chances={"numerical_instability": 0.9, "nonfinite_loss": 0.6, "unbounded_activation": 0.3},
+        reason="Roots, quotients, logarithms and exponentials get no number at which their slope is infinite.",
+        cost="Examples at such a number give no gradient.",
+        sources=(
+            "Yan et al. 2021, Exposing numerical bugs in deep learning via gradient back-propagation (GRIST)",
+            "Goodfellow et al. 2016, Deep learning, section 4.1",
+        ),
+    ),
+    RemedyRow(
+        id="use_float32",
+        chances={
+            "precision_overflow": 0.9,
+            "precision_underflow": 0.9,
+            "low_precision_stall": 0.7,
+            "loss_scale_exhausted": 0.6,
+            "nonfinite_loss": 0.4,
+            "numerical_instability": 0.3,
+        },
+        reason="float32 has the range and the resolution that 16 bits lack.",
+        cost="Twice the memory, and slower matrix products.",
+        sources=("Micikevicius et al. 2018, Mixed precision training, section 3",),
+    ),
+    RemedyRow(
         id="call_zero_grad",
         chances={"accumulating_gradients": 1.0},
         reason="Gradients of earlier steps add up until they are set to zero.",

@@ -28,6 +28,9 @@ COMBINATIONS = (
     ("qk_norm", "scale_learning_rate"),
     ("forget_gate_bias", "clip_grad_norm"),
     ("float32_master_weights", "optimizer_epsilon"),
+    ("initialize_embeddings", "scale_learning_rate"),
+    ("zero_residual_branches", "scale_learning_rate"),
+    ("unit_variance_initialization", "scale_learning_rate"),
 )
 """Pairs of remedies of the advice that are also tried together: often both are enough where one alone is not."""
 MAX_COMBINATIONS = 6
@@ -35,12 +38,15 @@ MAX_COMBINATIONS = 6
 GENERAL = (
     Remedy(id="scale_learning_rate", parameters={"factor": 0.1}),
     Remedy(id="insert_normalization", parameters={"kind": "LayerNorm"}),
+    Remedy(id="unit_variance_initialization"),
+    Remedy(id="add_residual"),
+    Remedy(id="zero_residual_branches"),
     Remedy(id="reinitialize", parameters={"scheme": "kaiming_normal"}),
     Remedy(id="switch_optimizer", parameters={"optimizer": "AdamW", "learning_rate": 0.001}),
 )
-"""Remedies that race where the advice names few. They need no known cause: rate, scale of the signals, initial weights,
-and the size of each update are what a training fails by most often."""
-LEAST_CANDIDATES = 4
+"""Remedies that race where the advice names few, or has verified nothing. They need no known cause: rate, scale of the
+signals, initial weights, depth, and the size of each update are what training fails by most often."""
+LEAST_CANDIDATES = 8
 """Number of candidates up to which those of the advice are completed."""
 INITIALIZATIONS = {"SELU": "lecun_normal", "Tanh": "xavier_uniform"}
 """Initialization of the activations that need another than He's: Klambauer et al. 2017 for SELU, Glorot and Bengio 2010

@@ -3,7 +3,8 @@
 1. Where a candidate is stable and has not learned enough, the trial may have been too short: the best of these are
    started again, with a control, for as many steps as the job has and the budget allows.
 2. Otherwise the candidates come from what is left: a candidate with what its own diagnosis advises, a value between or
-   beyond those that were too weak or too strong, and two candidates together that each helped.
+   beyond those that were too weak or too strong, two candidates together that each helped, and general remedies that no
+   candidate has yet: the diagnosis may have named the wrong cause.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from itertools import combinations, islice, zip_longest
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.remedies import Remedy
 from gradmedic.protocol.trainables import TrainableParameter
-from gradmedic_service.reruns.candidates import is_possible
+from gradmedic_service.reruns.candidates import GENERAL, is_possible
 from gradmedic_service.reruns.dials import DIALS, Setting, next_value, turn, value_of
 from gradmedic_service.reruns.experiment import (
     CANDIDATES_TO_CONFIRM,
@@ -25,7 +26,7 @@ from gradmedic_service.reruns.experiment import (
 )
 from gradmedic_service.reruns.judging import TrialState, is_better
 
-MAX_ROUND_CANDIDATES = 6
+MAX_ROUND_CANDIDATES = 8
 """Largest number of candidates of a round after the first one."""
 MAX_PATIENTS = 4
 """Number of candidates of the rounds before, the best ones, that a round builds on."""
@@ -129,7 +130,7 @@ def _treatments(
     advice: Mapping[int, Sequence[Remedy]],
     parameters: Sequence[TrainableParameter],
 ) -> Iterator[tuple[Remedy, ...]]:
-    """Yield new candidates, the most promising first: the three kinds take turns."""
+    """Yield new candidates, the most promising first: the four kinds take turns."""
     judged = [number for number in ranked if on_first_seed[number].status in JUDGED]
     patients = judged[:MAX_PATIENTS]
     helped = [number for number in patients if _has_helped(on_first_seed[number], control)]
@@ -137,6 +138,7 @@ def _treatments(
         _with_further_advice(patients, candidates, advice, parameters),
         _with_other_values(patients, judged, candidates, on_first_seed, control),
         _together(helped, candidates),
+        _untried(candidates),
     )
     for treatments in zip_longest(*kinds):
         yield from (treatment for treatment in treatments if treatment is not None)
@@ -200,6 +202,12 @@ def _together(helped: Sequence[int], candidates: Sequence[Sequence[Remedy]]) -> 
     for first, second in combinations(helped, 2):
         if not {remedy.id for remedy in candidates[first]} & {remedy.id for remedy in candidates[second]}:
             yield (*candidates[first], *candidates[second])
+
+
+def _untried(candidates: Sequence[Sequence[Remedy]]) -> Iterator[tuple[Remedy, ...]]:
+    """Yield each general remedy that no candidate has, by itself."""
+    tried = {remedy.id for remedies in candidates for remedy in remedies}
+    yield from ((remedy,) for remedy in GENERAL if remedy.id not in tried)
 
 
 def _has_helped(trial: TrialState, control: TrialState) -> bool:

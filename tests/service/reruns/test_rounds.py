@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.service.reruns.test_experiment import failing, learning, trial
 
 from gradmedic.protocol.remedies import Remedy
+from gradmedic_service.reruns.candidates import GENERAL
 from gradmedic_service.reruns.dials import DIALS, Setting, next_value
 from gradmedic_service.reruns.experiment import (
     CANNOT_WIN,
@@ -86,14 +87,16 @@ def propose(
 
 
 def proposed(*arguments: object, **options: object) -> list[tuple[Remedy, ...]]:
-    """Return the candidates of the round that follows."""
+    """Return the candidates of the round that follows from the trials, general remedies left out."""
     new = propose(*arguments, **options)  # type: ignore[arg-type]
-    return [] if new is None else list(new.candidates)
+    return [] if new is None else [each for each in new.candidates if each not in [(other,) for other in GENERAL]]
 
 
 def test_a_rate_that_was_too_high_is_lowered_further() -> None:
     """A rate x .3 that still explodes is followed by x .1."""
-    assert proposed([[rate(0.3)]], [failing(), exploding(1)]) == [(rate(0.1),)]
+    new = propose([[rate(0.3)]], [failing(), exploding(1)])
+    assert new is not None
+    assert new.candidates[0] == (rate(0.1),)
 
 
 def test_a_rate_that_was_too_low_is_raised_again() -> None:
@@ -136,6 +139,16 @@ def test_two_that_each_helped_are_combined() -> None:
     control = trial(CONTROL, 0, 2.3, 2.3, 2.29, verdict="vanishing")
     trials = [control, too_slow(1, 2.28), too_slow(2, 2.27), trial(3, 0, 2.3, 2.3, 2.4)]
     assert proposed([[RESIDUAL], [NORMALIZED], [Remedy(id="weight_normalization")]], trials) == [(NORMALIZED, RESIDUAL)]
+
+
+def test_general_remedies_follow_advice_that_proved_nothing() -> None:
+    """Remedies that need no cause take turns with the others, unless a candidate has them already."""
+    trials = [failing(), exploding(1), exploding(2)]
+    new = propose([[rate(0.3)], [RESIDUAL, CLIP]], trials)
+    assert new is not None
+    general = [(each,) for each in GENERAL if each.id not in ("scale_learning_rate", "add_residual")]
+    assert [each for each in new.candidates if each in general] == general
+    assert new.candidates[:2] == ((rate(0.1),), general[0])
 
 
 def test_without_a_number_that_shows_progress_there_is_no_further_round() -> None:
@@ -201,7 +214,8 @@ def test_a_job_that_recovers_in_longer_trials_proves_nothing_there() -> None:
     assert [(outcome.candidate, outcome.state) for outcome in conclusion.outcomes] == [(1, "healthy")]
     trials = [failing(), too_slow(1), trial(2, 0, 2.3, 2.0, 1.0)]
     new = propose([[rate(0.1)], [], [rate(0.1)]], trials, first_round=1, later_rounds=(longer,), max_steps=100)
-    assert new == NewRound(candidates=((rate(0.32),),), steps=STEPS, control=CONTROL)
+    assert new is not None
+    assert (new.candidates[0], new.steps, new.control) == ((rate(0.32),), STEPS, CONTROL)
 
 
 def test_another_round_needs_proof_to_be_missing_and_budget_to_be_left() -> None:

@@ -184,6 +184,75 @@ MODULE_REMEDIES: Mapping[str, RemedyKind] = {
             "jax": Code("kernel_init = jax.nn.initializers.normal(0.02 * branches**-0.5)"),
         },
     ),
+    "zero_residual_branches": make_row(
+        Target.SIGNALS,
+        code={
+            "torch": Code(
+                "for layer in last_layers:  # the last layer of each residual branch\n"
+                "    torch.nn.init.zeros_(layer.weight)\n    torch.nn.init.zeros_(layer.bias)"
+            ),
+            "keras": Code("keras.layers.Dense(units, kernel_initializer='zeros')  # the last layer of each branch"),
+            "jax": Code(
+                "flax.linen.Dense(units, kernel_init=jax.nn.initializers.zeros)  # the last layer of each branch"
+            ),
+        },
+    ),
+    "unit_variance_initialization": make_row(
+        Target.SIGNALS,
+        code={
+            "torch": Code("""layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+for layer in layers:  # in the order of their calls
+    torch.nn.init.orthogonal_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    outputs = []
+    hook = layer.register_forward_hook(lambda module, args, output: outputs.append(output))
+    with torch.no_grad():
+        model(first_batch)
+        layer.weight /= outputs[0].std()  # of what the activation gets
+    hook.remove()"""),
+            "keras": Code(
+                "layer.kernel.assign(layer.kernel / keras.ops.std(layer(x)))  # layer by layer, on a first batch"
+            ),
+            "jax": Code("kernel = kernel / jnp.std(x @ kernel)  # layer by layer, on a first batch"),
+        },
+    ),
+    "initialize_embeddings": make_row(
+        Target.PARAMETERS,
+        code={
+            "torch": Code(
+                "for module in model.modules():\n    if isinstance(module, torch.nn.Embedding):\n"
+                "        torch.nn.init.normal_(module.weight, std={standard_deviation})"
+            ),
+            "keras": Code(
+                "initializer = keras.initializers.RandomNormal(stddev={standard_deviation})\n"
+                "embedding = keras.layers.Embedding(rows, width, embeddings_initializer=initializer)"
+            ),
+            "jax": Code(
+                "initializer = jax.nn.initializers.normal({standard_deviation})\n"
+                "embedding = flax.linen.Embed(rows, width, embedding_init=initializer)"
+            ),
+        },
+        standard_deviation=POSITIVE,
+    ),
+    "guard_operations": make_row(
+        Target.FUNCTIONS,
+        code={
+            "torch": Code("""is_zero = x == 0  # the same for a quotient; for a logarithm: torch.log(x.clamp(min=1e-8))
+root = torch.sqrt(x.masked_fill(is_zero, 1)).masked_fill(is_zero, 0)"""),
+            "keras": Code(
+                "root = keras.ops.sqrt(keras.ops.maximum(x, keras.config.epsilon()))  # and for log and division"
+            ),
+            "jax": Code("root = jnp.where(x == 0, 0, jnp.sqrt(jnp.where(x == 0, 1, x)))  # and for log and division"),
+        },
+    ),
+    "use_float32": make_row(
+        Target.FUNCTIONS,
+        code={
+            "torch": Code("model = model.float()  # and no half(), bfloat16() or torch.autocast"),
+            "keras": Code("keras.mixed_precision.set_global_policy('float32')"),
+            "jax": Code("model = Model(dtype=jnp.float32, param_dtype=jnp.float32)"),
+        },
+    ),
     "embedding_gradient_shrink": make_row(
         Target.BACKWARD,
         code={

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradmedic.torch.remedies.base import NotApplicable
-from gradmedic.torch.remedies.module_remedy import CallRemedy, EdgeRemedy, ModuleRemedy, WeightRemedy
+from gradmedic.torch.remedies.module_remedy import CallRemedy, EdgeRemedy, FirstCall, ModuleRemedy, WeightRemedy
 from gradmedic.torch.remedies.modules.changed_calls import CallChange, ChangedCalls
 from gradmedic.torch.remedies.modules.places import Places, find_places
 from gradmedic.torch.remedies.modules.remedy_hook import is_changed
@@ -105,8 +105,8 @@ class ModuleRemedies:
                 continue
             if not any(called_parts.values()):
                 return f"{remedy.id}: the script never calls the model"
-            if not remedy.places and isinstance(remedy, EdgeRemedy):
-                remedy.collect_places(called_parts)
+            if isinstance(remedy, EdgeRemedy):
+                remedy.finish_step(called_parts)
             if not remedy.places and all(called_parts.values()):
                 return f"{remedy.id}: {remedy.join_reasons()}"
         for remedy in self._remedies:
@@ -153,13 +153,17 @@ class ModuleRemedies:
         if not remedies:
             return
         try:
-            places = find_places(part, trace_model(part, args, kwargs))
+            trace = trace_model(part, args, kwargs)
+            places = find_places(part, trace)
         except NotApplicable as reason:
             if not called_parts.is_copy:
                 for remedy in remedies:
                     remedy.reasons.append(str(reason))
             return
         places = places.without({name for name, module in part.named_modules() if is_changed(module)})
+        first = FirstCall(name=_join_names(called_parts.name, path), args=args, kwargs=kwargs, trace=trace)
+        for remedy in remedies:
+            remedy.observe_first_call(first)
         self._change_calls(remedies, called_parts, path, part, places)
 
     def _change_calls(
@@ -170,11 +174,16 @@ class ModuleRemedies:
             applied, more_changes = remedy.change_calls(part, places, is_copy=called_parts.is_copy)
             changes += more_changes
             if not called_parts.is_copy:
-                remedy.add_places(".".join(name for name in (called_parts.name, path) if name), applied)
+                remedy.add_places(_join_names(called_parts.name, path), applied)
         if changes:
             changed_calls = ChangedCalls(changes)
             if changed_calls.install(part, places.callers):
                 changed_calls.enter("")  # this call has begun already; the hook at its end is yet to come
+
+
+def _join_names(model: str, path: str) -> str:
+    """Return the name of a part of a model, of which either may be empty."""
+    return ".".join(name for name in (model, path) if name)
 
 
 class CalledParts:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from gradmedic.torch.remedies.base import TorchRemedy
 from gradmedic.torch.remedies.modules.changed_calls import CallChange
 from gradmedic.torch.remedies.modules.places import Places
+from gradmedic.torch.remedies.modules.trace import Trace
 from gradmedic.torch.remedies.step_remedy import StepRemedy
 
 
@@ -136,11 +137,28 @@ class WeightRemedy(ModuleRemedy):
         raise NotImplementedError
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstCall:
+    """The first call of a part of a model by the script."""
+
+    name: str
+    """Name of the model and of the part in it. A copy of the model has the same."""
+    args: tuple[Any, ...]
+    """Positional arguments."""
+    kwargs: Mapping[str, Any]
+    """Named arguments."""
+    trace: Trace
+    """What a copy of the part computes from these arguments."""
+
+
 class CallRemedy(ModuleRemedy):
     """A remedy that changes what a model computes, and finds its places in a trace of the first call."""
 
     needs_eager = True
     acts_at_calls = True
+
+    def observe_first_call(self, call: FirstCall) -> None:
+        """Receive the first call of a part of a model, before `change_calls`."""
 
     def change_calls(
         self, part: nn.Module, places: Places, *, is_copy: bool
@@ -169,7 +187,7 @@ class EdgeHook(Protocol):
         """Whether something is changed."""
 
     def finish_step(self) -> None:
-        """Set the reason if nothing is changed after a step."""
+        """End a step, and set the reason if nothing is changed by then."""
 
 
 Hook = TypeVar("Hook", bound=EdgeHook)
@@ -194,10 +212,13 @@ class EdgeRemedy(ModuleRemedy, Generic[Hook]):
         """Add the hook to the model of this name."""
         raise NotImplementedError
 
-    def collect_places(self, called_parts: Mapping[str, Collection[str]]) -> None:
-        """Fill in `places` and `reasons` after a step, given the parts that the script called of each model."""
-        for name, hook in self.hooks.items():
+    def finish_step(self, called_parts: Mapping[str, Collection[str]]) -> None:
+        """End a step. Fill in `places` and `reasons`, given the parts that the script has called of each model."""
+        for hook in self.hooks.values():
             hook.finish_step()
+        if self.places:
+            return
+        for name, hook in self.hooks.items():
             called = called_parts[name]
             if hook.is_applied:
                 self.places.append(name or "the model")

@@ -409,6 +409,8 @@ def test_every_remedy_of_the_modules_is_tested_here() -> None:
     """Every remedy that changes modules is in the list of this file, or has a test file of its own."""
     elsewhere = {
         "replace_recurrent_cell", "scale_loss", "forget_gate_bias", "depth_scaled_initialization", "qk_norm",
+        "zero_residual_branches", "unit_variance_initialization", "initialize_embeddings",
+        "guard_operations", "use_float32",
         "embedding_gradient_shrink", "z_loss", "logit_soft_cap",
     }  # fmt: skip
     assert {each.id for each in OF_MODULES} | elsewhere == {

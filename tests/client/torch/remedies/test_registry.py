@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradmedic.protocol.remedies import REMEDIES
 from gradmedic.protocol.remedy_kind import Target
 from gradmedic.torch.remedies.module_remedy import CallRemedy, EdgeRemedy, ModuleRemedy, WeightRemedy
+from gradmedic.torch.remedies.modules.function_remedy import FunctionRemedy
 from gradmedic.torch.remedies.registry import REMEDY_CLASSES
 from gradmedic.torch.remedies.step_remedy import StepRemedy
 
@@ -21,6 +22,7 @@ def test_each_class_acts_on_what_the_catalogue_names() -> None:
         Target.BACKWARD: WeightRemedy,
         Target.SIGNALS: CallRemedy,
         Target.INPUTS_AND_TARGETS: EdgeRemedy,
+        Target.FUNCTIONS: FunctionRemedy,
         Target.LOSS: ModuleRemedy,
     }
     for id, remedy_class in REMEDY_CLASSES.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+_Scheme = Callable[[Tensor, torch.Generator], object]
+SCHEMES: Mapping[str, _Scheme] = {
+    "xavier_uniform": lambda matrix, generator: nn.init.xavier_uniform_(matrix, generator=generator),
+    "kaiming_normal": lambda matrix, generator: nn.init.kaiming_normal_(
+        matrix, nonlinearity="relu", generator=generator
+    ),
+    "lecun_normal": lambda matrix, generator: nn.init.kaiming_normal_(
+        matrix, nonlinearity="linear", generator=generator
+    ),
+    "orthogonal": lambda matrix, generator: nn.init.orthogonal_(matrix, generator=generator),
+}
+"""Functions that draw a matrix in place, by the name of the scheme."""
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMALIZATIONS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -83,6 +95,27 @@ def list_matrices(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
             parameter = getattr(module, name)
             if parameter is not None:
                 yield name, parameter, 1
+
+
+def list_embedding_parameters(model: nn.Module) -> set[int]:
+    """Return the ids of the parameters of embeddings, which other modules may share."""
+    embeddings = (module for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag)))
+    return {id(parameter) for module in embeddings for parameter in module.parameters(recurse=False)}
+
+
+def draw_matrix(matrix: Tensor, pieces: int, scheme: str, generator: torch.Generator) -> None:
+    """Draw a matrix in place, without gradients.
+
+    Args:
+        matrix: on any device, of any floating-point type.
+        pieces: number of matrices that are stacked in it. Each is drawn by itself.
+        scheme: name of a scheme in `SCHEMES`.
+        generator: generator of the CPU.
+    """
+    drawn = torch.empty(matrix.shape)
+    for piece in drawn.chunk(pieces):
+        SCHEMES[scheme](piece, generator)
+    matrix.copy_(drawn)
 
 
 def list_biases(module: nn.Module) -> Iterator[Tensor]:

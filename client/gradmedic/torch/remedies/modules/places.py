@@ -19,10 +19,10 @@ from gradmedic.torch.remedies.modules.normalized_layers import NORMALIZED_LAYERS
 from gradmedic.torch.remedies.modules.trace import INPUT, Call, CallSite, Trace
 from gradmedic.torch.remedies.modules.transformer_places import (
     NORMS,
-    PASSING,
     Attention,
     find_attentions,
     find_residual_branches,
+    passes,
 )
 
 ACTIVATIONS = frozenset({
@@ -35,11 +35,6 @@ MATH_FUNCTIONS = frozenset({
     "arctan", "erf", "abs", "log1p", "clamp", "clip", "clamp_min",
 })  # fmt: skip
 """Functions that are activations only right behind a layer. `x * x` counts as `square`."""
-_SCALING = frozenset({
-    "add", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__", "__rmul__",
-    "div", "__truediv__", "neg", "__neg__",
-})  # fmt: skip
-"""Functions of which the same holds if the other argument is a number or a parameter."""
 _FRACTIONS = frozenset({"sigmoid", "expit", "hardsigmoid"})
 """Activations between 0 and 1. They are gates also if the other factor is an input; other activations are masked."""
 _PARTS = frozenset({"chunk", "split", "unbind", "__getitem__", "stack", "cat"})
@@ -201,7 +196,7 @@ class _PlaceFinder:
             call = self._calls[call.sources[0]]
             if call.is_layer:
                 return True
-            if not self._passes(call):
+            if not passes(call):
                 return False
         return False
 
@@ -218,7 +213,7 @@ class _PlaceFinder:
                     is_masked = consumer.shape == current.shape
                 else:
                     is_masked = False
-                is_passed = is_masked or self._passes(consumer) or consumer.name in _PARTS
+                is_passed = is_masked or passes(consumer) or consumer.name in _PARTS
                 if is_passed and consumer.index not in seen:
                     seen.add(consumer.index)
                     waiting.append(consumer)
@@ -276,7 +271,7 @@ class _PlaceFinder:
             (call,) = following
             if call.is_layer or call.name in ACTIVATIONS or call.name in MATH_FUNCTIONS:
                 return call
-            if call.name not in NORMS and not self._passes(call):
+            if call.name not in NORMS and not passes(call):
                 return None
 
     def _is_normalized(self, layer: Call, end: Call) -> bool:
@@ -294,7 +289,7 @@ class _PlaceFinder:
             for consumer in self._consumers.get(waiting.pop().index, ()):
                 if consumer.name in NORMS:
                     return True
-                is_passed = self._passes(consumer) or consumer.index == end.index
+                is_passed = passes(consumer) or consumer.index == end.index
                 if is_passed and not consumer.is_layer and consumer.index not in seen:
                     seen.add(consumer.index)
                     waiting.append(consumer)
@@ -307,16 +302,12 @@ class _PlaceFinder:
             for consumer in self._consumers.get(waiting.pop().index, ()):
                 if not consumer.is_layer and len(consumer.sources) > 1:
                     return True
-                if (self._passes(consumer) or consumer.name in NORMS) and consumer.index not in seen:
+                if (passes(consumer) or consumer.name in NORMS) and consumer.index not in seen:
                     seen.add(consumer.index)
                     waiting.append(consumer)
         return False
 
     # --- the graph of calls -------------------------------------------------------------------------------------------
-
-    def _passes(self, call: Call) -> bool:
-        """Whether a call passes its one signal on."""
-        return len(call.sources) == 1 and not call.is_layer and (call.name in PASSING or call.name in _SCALING)
 
     def _find_calls_behind_layers(self) -> list[bool]:
         """Return of each call whether there is a layer before it."""

@@ -9,32 +9,19 @@ attention. Biases become zero. Embeddings stay, and so do layers that share thei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradmedic.torch.remedies.base import NotApplicable
 from gradmedic.torch.remedies.module_remedy import AppliedPlaces, WeightRemedy
 from gradmedic.torch.remedies.modules.parameters import (
+    draw_matrix,
     find_signs_of_training,
     list_biases,
+    list_embedding_parameters,
     list_matrices,
     make_generator,
 )
-
-_Scheme = Callable[[Tensor, torch.Generator], object]
-SCHEMES: Mapping[str, _Scheme] = {
-    "xavier_uniform": lambda matrix, generator: nn.init.xavier_uniform_(matrix, generator=generator),
-    "kaiming_normal": lambda matrix, generator: nn.init.kaiming_normal_(
-        matrix, nonlinearity="relu", generator=generator
-    ),
-    "lecun_normal": lambda matrix, generator: nn.init.kaiming_normal_(
-        matrix, nonlinearity="linear", generator=generator
-    ),
-    "orthogonal": lambda matrix, generator: nn.init.orthogonal_(matrix, generator=generator),
-}
-"""Functions that draw a matrix in place, by the name of the scheme."""
 
 
 class Reinitialize(WeightRemedy):
@@ -69,8 +56,7 @@ def _reinitialize(model: nn.Module, scheme: str, seed: int, updated: set[int]) -
         seed: seed of the trial.
         updated: ids of the optimizers' parameters.
     """
-    kept = {id(p) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-            for p in module.parameters(recurse=False)}  # fmt: skip
+    kept = list_embedding_parameters(model)
     drawn_ids: set[int] = set()
     changed = []
     with torch.no_grad():
@@ -82,11 +68,7 @@ def _reinitialize(model: nn.Module, scheme: str, seed: int, updated: set[int]) -
             ]
             for name, matrix, pieces in matrices:
                 drawn_ids.add(id(matrix))
-                generator = make_generator(seed, f"{path}.{name}")
-                drawn = torch.empty(matrix.shape)
-                for piece in drawn.chunk(pieces):
-                    SCHEMES[scheme](piece, generator)
-                matrix.copy_(drawn)
+                draw_matrix(matrix, pieces, scheme, make_generator(seed, f"{path}.{name}"))
             if matrices:
                 changed.append(path)
                 for bias in list_biases(module):

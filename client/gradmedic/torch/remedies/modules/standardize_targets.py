@@ -4,12 +4,15 @@ The script still compares the output of the model with its own targets. So what 
 standardized, and is scaled to the units of the targets; the backward pass is that of the loss on standardized targets.
 The loss keeps the script's units and can be compared.
 
-The moments are those of the targets in the first loss that is computed from the model's output: `mse_loss`, `l1_loss`,
-or a difference that is squared or made absolute.
+The targets are those of the loss that is computed from the model's output: `mse_loss`, `l1_loss`, or a difference that
+is squared or made absolute. The output may be cast on the way, or one element of each row chosen, as the value of an
+action. The moments are those of all targets of the first hundred losses, the current one included: where a few targets
+are far larger than the others, or targets grow, a first batch alone tells too little (van Hasselt et al. 2016).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradmedic.torch.remedies.module_remedy import EdgeRemedy
 from gradmedic.torch.remedies.modules.function_modes import leave_mode
-from gradmedic.torch.remedies.modules.moments import compute_moments
+from gradmedic.torch.remedies.modules.moments import SMALLEST_DEVIATION, Moments, compute_moments
 from gradmedic.torch.remedies.modules.trace import get_function_name
 
 
@@ -33,7 +36,7 @@ class StandardizeTargets(EdgeRemedy["OutputScaler"]):
         model.register_forward_hook(hook)
 
     def close(self) -> None:
-        """Stop waiting for the first losses."""
+        """Stop waiting for losses."""
         for hook in self.hooks.values():
             hook.stop_waiting()
 
@@ -60,12 +63,39 @@ class TargetMoments:
         self.deviation = 1.0
         self.degree = 0
         """Degree of the loss in the targets' scale: 2 of a squared error, 1 of an absolute one, 0 while unknown."""
-        self.is_known = False
+        self.count = 0
+        """Number of losses whose targets are in the moments."""
+        self._square = 0.0  # mean square of the targets
+
+    @property
+    def is_known(self) -> bool:
         """Whether the first loss was seen."""
+        return self.count > 0
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the moments do not change any more."""
+        return self.count >= LOSSES_WITH_MOMENTS
+
+    def include(self, moments: Moments) -> None:
+        """Include the targets of another loss."""
+        mean, deviation = float(moments.mean), float(moments.deviation)
+        if not math.isfinite(mean + deviation):
+            return
+        self.count += 1
+        self.mean += (mean - self.mean) / self.count
+        self._square += (mean * mean + deviation * deviation - self._square) / self.count
+        deviation = math.sqrt(max(self._square - self.mean * self.mean, 0.0))
+        self.deviation = deviation if deviation > SMALLEST_DEVIATION * max(abs(self.mean), 1.0) else 1.0
 
     def scale(self, output: Tensor) -> Tensor:
         """Return a prediction in the script's units."""
         return _Scaled.apply(output, self)  # type: ignore[no-any-return,no-untyped-call]
+
+
+LOSSES_WITH_MOMENTS = 100
+"""Number of losses whose targets give the moments. Of that many batches, the mean of a long tail is known to a tenth or
+so even if a batch has only a few elements."""
 
 
 class OutputScaler:
@@ -78,7 +108,7 @@ class OutputScaler:
     def __init__(self, target: TargetMoments | None = None) -> None:
         self._is_copy = target is not None
         self._target = target or TargetMoments()
-        self._first_loss: _FirstLoss | None = None  # while the hook waits for it
+        self._loss: _Loss | None = None  # while the hook waits for one
         self.reason: str | None = None
         """Why nothing is standardized."""
 
@@ -94,24 +124,24 @@ class OutputScaler:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             self.reason = "the model returns something else than one tensor"
             return None
-        if self._target.is_known:
-            self.stop_waiting()
-            return self._target.scale(output)
-        if torch.is_grad_enabled() and not self._is_copy:
-            self.stop_waiting()
-            self._first_loss = _FirstLoss(output, self._target)
-            self._first_loss.__enter__()  # type: ignore[no-untyped-call]
-        return None
+        self.stop_waiting()
+        if self.reason is not None:
+            return None
+        scaled = self._target.scale(output) if self._target.is_known else output
+        if torch.is_grad_enabled() and not self._is_copy and not self._target.is_final:
+            self._loss = _Loss(scaled, output, self._target)
+            self._loss.__enter__()  # type: ignore[no-untyped-call]
+        return scaled
 
     def stop_waiting(self) -> None:
-        """Stop waiting for the first loss."""
-        if self._first_loss is not None:
-            self.reason = self.reason or self._first_loss.reason
-            self._first_loss.end()
-            self._first_loss = None
+        """Stop waiting for a loss."""
+        if self._loss is not None:
+            self.reason = self.reason or self._loss.reason
+            self._loss.end()
+            self._loss = None
 
     def finish_step(self) -> None:
-        """Set the reason if nothing is standardized after a step."""
+        """Stop waiting for a loss, and set the reason if nothing is standardized by then."""
         self.stop_waiting()
         if not self.is_applied and self.reason is None:
             self.reason = "no squared or absolute error of the model's output was seen"
@@ -122,7 +152,7 @@ class OutputScaler:
         return copied
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_first_loss": None}
+        return {**self.__dict__, "_loss": None, "_is_copy": True}
 
 
 _LOSSES = {"mse_loss": 2, "l1_loss": 1}
@@ -134,21 +164,30 @@ _SQUARES = ("square", "pow", "__pow__", "mul", "__mul__", "multiply")
 _ABSOLUTES = ("abs", "absolute", "__abs__")
 
 
-class _FirstLoss(TorchFunctionMode):
-    """Intercepts the first loss of an output. Already in this loss, the output is scaled to the script's units."""
+_CHOICES = ("__getitem__", "gather", "take_along_dim")
+"""Functions by which a script chooses elements of an output."""
 
-    def __init__(self, output: Tensor, target: TargetMoments) -> None:
+
+class _Loss(TorchFunctionMode):
+    """Intercepts the next loss of an output, which is scaled anew by the moments that include the loss's targets.
+
+    Args:
+        output: what the script got from the model.
+        predicted: what the model predicted: standardized targets, or the output itself while their moments are unknown.
+        target: moments of the targets.
+    """
+
+    def __init__(self, output: Tensor, predicted: Tensor, target: TargetMoments) -> None:
         super().__init__()
-        self._output: Tensor | None = output
-        self._casts: list[Tensor] = []
+        self._outputs = [(output, predicted)]  # and what was cast or chosen from them
         self._target = target
         self._difference: Tensor | None = None
         self.reason: str | None = None
 
     def end(self) -> None:
         """Stop intercepting."""
-        self._output = self._difference = None
-        self._casts.clear()
+        self._outputs.clear()
+        self._difference = None
         leave_mode(self)
 
     def __torch_function__(
@@ -158,16 +197,19 @@ class _FirstLoss(TorchFunctionMode):
         name = get_function_name(func)
         if self._difference is not None:
             self._set_degree(name, args)
-        if self._output is None or self._target.is_known:
+        if not self._outputs:
             return func(*args, **kwargs)
         if name in _WITH_THRESHOLDS and self._is_compared(*self._first_two(args, kwargs)):
             self.reason = f"{name} has a threshold in the targets' units"
-            self._output = None
-        elif name in _CASTS and args and isinstance(args[0], Tensor) and self._is_output(args[0]):
-            cast = func(*args, **kwargs)
-            if isinstance(cast, Tensor) and cast.is_floating_point():
-                self._casts.append(cast)
-            return cast
+            self._outputs.clear()
+        elif args and isinstance(args[0], Tensor) and (name in _CASTS or (name in _CHOICES and _chooses(args, kwargs))):
+            predicted = self._find_prediction(args[0])
+            if predicted is not None:
+                changed = func(*args, **kwargs)
+                if isinstance(changed, Tensor) and changed.is_floating_point():
+                    chosen = changed if predicted is args[0] else func(predicted, *args[1:], **kwargs)
+                    self._outputs.append((changed, chosen))
+                return changed
         elif name in _LOSSES or name in _DIFFERENCES:
             first, second = self._first_two(args, kwargs)
             if self._is_compared(first, second):
@@ -182,7 +224,7 @@ class _FirstLoss(TorchFunctionMode):
         """Whether these are the model's output and targets of the same shape, in either order."""
         if not isinstance(first, Tensor) or not isinstance(second, Tensor):
             return False
-        is_output = [self._is_output(first), self._is_output(second)]
+        is_output = [self._find_prediction(tensor) is not None for tensor in (first, second)]
         other = second if is_output[0] else first
         return (
             sum(is_output) == 1
@@ -191,32 +233,35 @@ class _FirstLoss(TorchFunctionMode):
             and first.shape == second.shape
         )
 
-    def _is_output(self, tensor: Tensor) -> bool:
-        if self._output is None or tensor.numel() != self._output.numel():
-            return False
-        storages = (output.untyped_storage().data_ptr() for output in (self._output, *self._casts))
-        return tensor.untyped_storage().data_ptr() in storages
+    def _find_prediction(self, tensor: Tensor) -> Tensor | None:
+        """Return what the model predicted for an output, in the shape of the prediction; None if it is no output."""
+        storage = tensor.untyped_storage().data_ptr()
+        for output, predicted in self._outputs:
+            if tensor.numel() == output.numel() and storage == output.untyped_storage().data_ptr():
+                return tensor if predicted is output else predicted
+        return None
 
     def _compare(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         first, second = self._first_two(args, kwargs)
-        moments = compute_moments((second if self._is_output(first) else first).detach().reshape(-1))
-        self._target.mean, self._target.deviation = float(moments.mean), float(moments.deviation)
-        if moments.are_standard:
+        targets = second if self._find_prediction(first) is not None else first
+        moments = compute_moments(targets.detach().reshape(-1))
+        if not self._target.is_known and moments.are_standard:
             self.reason = "the targets are standardized already"
-            self._output = None
+            self._outputs.clear()
             return func(*args, **kwargs)
-        self._target.is_known = True
-        self._target.degree = _LOSSES.get(name, 0)
+        self._target.include(moments)
+        self._target.degree = self._target.degree or _LOSSES.get(name, 0)
         args = tuple(self._scale_if_output(value) for value in args)
         kwargs = {key: self._scale_if_output(value) for key, value in kwargs.items()}
-        self._output = None
+        self._outputs.clear()
         result = func(*args, **kwargs)
-        if name in _DIFFERENCES:
+        if name in _DIFFERENCES and self._target.degree == 0:
             self._difference = result
         return result
 
     def _scale_if_output(self, value: Any) -> Any:
-        return self._target.scale(value) if isinstance(value, Tensor) and self._is_output(value) else value
+        predicted = self._find_prediction(value) if isinstance(value, Tensor) else None
+        return value if predicted is None else self._target.scale(predicted.reshape(value.shape))
 
     def _set_degree(self, name: str, args: tuple[Any, ...]) -> None:
         if not any(value is self._difference for value in args):
@@ -226,3 +271,10 @@ class _FirstLoss(TorchFunctionMode):
         elif name in _SQUARES and (args[-1] is self._difference or args[-1] == 2):
             self._target.degree = 2
         self._difference = None
+
+
+def _chooses(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether elements are chosen by a tensor of indices, row by row, so that all outputs have one unit."""
+    chosen: list[Any] = [*args[1:], *kwargs.values()]
+    indices = [item for value in chosen for item in (value if isinstance(value, tuple) else (value,))]
+    return any(isinstance(index, Tensor) and not index.is_floating_point() for index in indices)

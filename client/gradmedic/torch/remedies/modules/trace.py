@@ -12,11 +12,11 @@ import random
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -74,8 +74,11 @@ class Call:
     """Its arguments that are numbers."""
     owner_call: int
     """Number of calls of the owner before this one."""
+    parameters: tuple[str, ...] = ()
+    """Names of the model's parameters among its arguments, or from which an argument was computed."""
 
 
+AnyRecorder = TypeVar("AnyRecorder", bound="Recorder")
 INPUT = -1
 """Stands for an input of the model among the sources of a call."""
 
@@ -103,17 +106,45 @@ def trace_model(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     Raises:
         NotApplicable: the model cannot be copied, or its copy cannot be called.
     """
+    return call_copy(model, args, kwargs, Recorder).trace
+
+
+def call_copy(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    make_recorder: Callable[[nn.Module, Any], AnyRecorder],
+) -> AnyRecorder:
+    """Call a copy of a model without gradients, and return the recorder that was active in the call.
+
+    Args:
+        model: stays as it is.
+        args: positional arguments of the call.
+        kwargs: named arguments of the call.
+        make_recorder: gets the copy and the copied arguments, and returns the recorder. It may change the copy's
+            weights.
+
+    Raises:
+        NotApplicable: the model cannot be copied, or its copy cannot be called.
+    """
     try:
         # Not in evaluation mode: its fast paths are single functions.
-        return _trace_copy(model, args, kwargs, is_training=True)
+        return _call_copy(model, args, kwargs, make_recorder, is_training=True)
     except NotApplicable:
         if model.training:
             raise
         # Some models cannot train on this batch: batch normalization fails on a single example.
-        return _trace_copy(model, args, kwargs, is_training=False)
+        return _call_copy(model, args, kwargs, make_recorder, is_training=False)
 
 
-def _trace_copy(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, is_training: bool) -> Trace:
+def _call_copy(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    make_recorder: Callable[[nn.Module, Any], AnyRecorder],
+    *,
+    is_training: bool,
+) -> AnyRecorder:
     try:
         copied = copy.deepcopy(model)
         copied_args, copied_kwargs = _copy_argument(args), _copy_argument(dict(kwargs))
@@ -128,13 +159,13 @@ def _trace_copy(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
         copied.train()
     with _preserve_generators(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a copy without gradients may warn of that
-        recorder = _Recorder(copied, (copied_args, copied_kwargs))
+        recorder = make_recorder(copied, (copied_args, copied_kwargs))
         try:
             with recorder:
                 copied(*copied_args, **copied_kwargs)
         except Exception as error:
             raise NotApplicable(f"a copy of the model could not be called: {error}") from error
-    return recorder.trace
+    return recorder
 
 
 def find_call_site(frame: FrameType | None) -> CallSite:
@@ -162,8 +193,13 @@ def get_function_name(function: Any, args: Sequence[Any] = ()) -> str:
     return name
 
 
-class _Recorder(TorchFunctionMode):
-    """Records each function call of a model."""
+class Recorder(TorchFunctionMode):
+    """Records each function call of a model.
+
+    Args:
+        model: a copy, which is called while the recorder is active.
+        inputs: the arguments of the call.
+    """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()
@@ -171,8 +207,9 @@ class _Recorder(TorchFunctionMode):
         self._module_stack: list[tuple[str, int, Counter[CallSite]]] = []
         self._producers: dict[int, int] = {id(tensor): INPUT for tensor in tensors_in(inputs)}
         self._by_storage: dict[int, int] = {}  # autograd functions return the same memory in another object
-        self._weights = {id(parameter) for parameter in model.parameters()}
-        self._independent = self._weights | {id(buffer) for buffer in model.buffers()}
+        self._weights: dict[int, tuple[str, ...]] = {id(p): (name,) for name, p in model.named_parameters()}
+        """Names of the parameters that a tensor is, or is computed from alone, by the tensor's id."""
+        self._independent = {*self._weights, *(id(buffer) for buffer in model.buffers())}
         self._kept_alive: list[Any] = [inputs]  # so that no id is used twice
         for name, module in model.named_modules():
             module.register_forward_pre_hook(self._make_enter_hook(name), prepend=True)
@@ -197,6 +234,7 @@ class _Recorder(TorchFunctionMode):
         producers = (self._find_producer(tensor) for tensor in arguments)
         sources = tuple(dict.fromkeys(source for source in producers if source is not None))
         weight_dimensions = [tensor.ndim for tensor in arguments if id(tensor) in self._weights]
+        parameters = tuple(dict.fromkeys(name for tensor in arguments for name in self._weights.get(id(tensor), ())))
         input_shape = tuple(arguments[0].shape) if arguments else ()
         result = func(*args, **kwargs)
         results = [tensor for tensor in tensors_in(result) if not is_lazy(tensor)]
@@ -210,9 +248,23 @@ class _Recorder(TorchFunctionMode):
                 self._producers.pop(id(tensor), None)
                 self._independent.add(id(tensor))
                 if weight_dimensions and not sources:
-                    self._weights.add(id(tensor))
+                    self._weights[id(tensor)] = parameters
             return result
-        self._add_call(name, sources, weight_dimensions, args, kwargs, results, input_shape)
+        call = self._add_call(name, sources, weight_dimensions, parameters, args, kwargs, results, input_shape)
+        changed = self.change_result(call, arguments, result)
+        if changed is not result:
+            self._kept_alive.append(changed)
+            self._register_results(call, list(tensors_in(changed)))
+        return changed
+
+    def change_result(self, call: Call, arguments: Sequence[Tensor], result: Any) -> Any:  # noqa: ARG002
+        """Return what a function returns in this call of the model.
+
+        Args:
+            call: has just been recorded.
+            arguments: tensors among the function's arguments.
+            result: what the function returned.
+        """
         return result
 
     def _add_call(
@@ -220,11 +272,12 @@ class _Recorder(TorchFunctionMode):
         name: str,
         sources: tuple[int, ...],
         weight_dimensions: list[int],
+        parameters: tuple[str, ...],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         results: list[Tensor],
         input_shape: tuple[int, ...],
-    ) -> None:
+    ) -> Call:
         frame = sys._getframe(2)
         site = find_call_site(frame)
         owner, owner_call, counts = self._module_stack[-1] if self._module_stack else ("", 0, Counter())
@@ -243,9 +296,14 @@ class _Recorder(TorchFunctionMode):
             input_shape=input_shape,
             constants=tuple(v for v in (*args, *kwargs.values()) if isinstance(v, (int, float))),
             owner_call=owner_call,
+            parameters=parameters,
         )
         counts[site] += 1
         self.trace.calls.append(call)
+        self._register_results(call, results)
+        return call
+
+    def _register_results(self, call: Call, results: Sequence[Tensor]) -> None:
         for tensor in results:
             self._producers[id(tensor)] = call.index
             if tensor.layout == torch.strided:

@@ -20,6 +20,11 @@ PASSING = frozenset({
     "adaptive_max_pool2d", "interpolate", "__get__", "movedim", "swapaxes", "pad",
 })  # fmt: skip
 """Functions that change the form of a signal, not its meaning."""
+_SCALING = frozenset({
+    "add", "__add__", "__radd__", "__iadd__", "sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__", "__rmul__",
+    "div", "__truediv__", "neg", "__neg__",
+})  # fmt: skip
+"""Functions of which the same holds if the other argument is a number or a parameter."""
 _SUMS = frozenset({"add", "__add__", "__radd__", "__iadd__"})
 """Functions that join a residual branch with the path beside it."""
 _ATTENTIONS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
@@ -54,14 +59,15 @@ def find_residual_branches(trace: Trace, modules: Mapping[str, nn.Module]) -> It
     """Iterate over the names of the modules whose layer ends a residual branch.
 
     A branch is a signal that is added to another one from which it was computed, through at least one layer. Between
-    its last layer and the sum the signal is only passed on.
+    its last layer and the sum the signal is only passed on, or scaled by a number or a parameter; so may be the other
+    one.
     """
     for call in trace.calls:
         if call.name not in _SUMS or len(call.sources) != 2 or INPUT in call.sources[1:]:
             continue
         for branch, path in (call.sources, call.sources[::-1]):
             layer = _find_last_layer(trace, branch)
-            if layer is not None and layer.owner in modules and _depends_on(trace, layer, path):
+            if layer is not None and layer.owner in modules and _depends_on(trace, layer, _find_start(trace, path)):
                 yield layer.owner
                 break
 
@@ -72,10 +78,22 @@ def _find_last_layer(trace: Trace, index: int) -> Call | None:
         call = trace.calls[index]
         if call.is_layer:
             return call
-        if len(call.sources) != 1 or call.name not in PASSING:
+        if not passes(call):
             return None
         (index,) = call.sources
     return None
+
+
+def _find_start(trace: Trace, index: int) -> int:
+    """Return the call whose result is passed on, or scaled, up to this one."""
+    while index != INPUT and passes(trace.calls[index]):
+        (index,) = trace.calls[index].sources
+    return index
+
+
+def passes(call: Call) -> bool:
+    """Whether a call that is no layer passes its one signal on, or scales it by a number or a parameter."""
+    return len(call.sources) == 1 and not call.is_layer and (call.name in PASSING or call.name in _SCALING)
 
 
 def _depends_on(trace: Trace, layer: Call, index: int) -> bool:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import weight_norm
 
 from gradmedic.torch.remedies import NotApplicable
-from gradmedic.torch.remedies.modules.parameters import make_generator
-from gradmedic.torch.remedies.modules.reinitialize import SCHEMES
+from gradmedic.torch.remedies.modules.parameters import SCHEMES, make_generator
 
 
 def start(scheme: str) -> Any:

@@ -163,11 +163,11 @@ def compare_trainings(loss: Error, degree: int) -> tuple[AppliedRemedies, list[f
     model, reference = regression(), regression()
     optimizer, other = sgd(model, 0.01), sgd(reference, 0.01)
     applied = apply(model, optimizer, TARGETS)
-    first = raw_targets()
-    mean, deviation = first.mean(), first.std(unbiased=False)
     with_remedy, by_hand = [], []
     for seed in range(2, 8):
         x, y = batch(seed, rows=16), raw_targets(seed)
+        seen = torch.cat([raw_targets(each) for each in range(2, seed + 1)])
+        mean, deviation = seen.mean(), seen.std(unbiased=False)
         with_remedy.append(step(model, optimizer, lambda m, x=x, y=y: loss(m(x), y)))  # type: ignore[misc]
         scaled = (y - mean) / deviation
         by_hand.append(step(reference, other, lambda m, x=x, y=scaled: loss(m(x), y)) * float(deviation) ** degree)  # type: ignore[misc]
@@ -248,15 +248,60 @@ def test_targets_together_with_changed_functions() -> None:
     reference[1] = nn.ELU()
     both = (remedy("replace_activation", activation="ELU"), TARGETS)
     applied = apply(model, optimizer := sgd(model, 0.01), *both)
-    apply(reference, other := sgd(reference, 0.01), TARGETS)
+    applied_to_reference = apply(reference, other := sgd(reference, 0.01), TARGETS)
     for seed in range(2, 5):
         losses = [
             step(trained_model, of, lambda m, s=seed: functional.mse_loss(m(batch(s, rows=16)), raw_targets(s)))  # type: ignore[misc]
             for trained_model, of in ((model, optimizer), (reference, other))
         ]
         assert losses[0] == pytest.approx(losses[1])
+        assert applied.reason_to_end() is applied_to_reference.reason_to_end() is None
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_the_moments_are_those_of_many_batches() -> None:
+    """A first batch without the rare large targets does not set their scale; after a hundred losses it stays."""
+    model = regression()
+    applied = apply(model, optimizer := sgd(model, 1e-3), TARGETS)
+    for index in range(120):
+        y = raw_targets(index)
+        if index % 3 == 1 or index > 110:
+            y[0] = 40_000.0
+        loss = step(model, optimizer, lambda m, y=y: functional.mse_loss(m(batch(rows=16)), y))  # type: ignore[misc]
+        assert loss < 40_000.0**2
         assert applied.reason_to_end() is None
     assert torch._C._len_torch_function_stack() == 0
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    seen = []
+    for index in range(100):
+        seen.append(raw_targets(index))
+        if index % 3 == 1:
+            seen[-1][0] = 40_000.0
+    torch.testing.assert_close(model(batch())[0, 0], torch.cat(seen).mean(), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("choose", ["index", "gather"])
+def test_targets_of_chosen_outputs(choose: str) -> None:
+    """The value of an action, which is one of a row of outputs, is compared with raw targets."""
+    torch.manual_seed(3)
+    model = nn.Linear(6, 3)
+    action, rows = torch.arange(16) % 3, torch.arange(16)
+
+    def loss(m: nn.Module) -> Tensor:
+        out = m(batch(rows=16))
+        chosen = out[rows, action] if choose == "index" else out.gather(1, action[:, None]).squeeze(1)
+        return functional.mse_loss(chosen, raw_targets().squeeze(1))
+
+    applied = apply(model, optimizer := sgd(model, 0.1), TARGETS)
+    losses = []
+    for _ in range(60):
+        losses.append(step(model, optimizer, loss))
+        assert applied.reason_to_end() is None
+    variance = float(raw_targets().var(correction=0))
+    assert losses[0] < 10 * variance
+    assert losses[-1] < 0.5 * variance
 
 
 def test_models_that_wait_for_their_losses_together() -> None:
