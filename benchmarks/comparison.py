@@ -146,10 +146,17 @@ def ratio_of_costs(costs: Sequence[float], references: Sequence[float]) -> Inter
     """
     if len(costs) < 2:
         return NOTHING_KNOWN
-    logarithms = [math.log(cost / reference) for cost, reference in zip(costs, references, strict=True)]
-    center = statistics.fmean(logarithms)
-    margin = t_quantile(len(logarithms) - 1) * statistics.stdev(logarithms) / math.sqrt(len(logarithms))
-    return Interval(math.exp(center), math.exp(center - margin), math.exp(center + margin))
+    mean = mean_of([math.log(cost / reference) for cost, reference in zip(costs, references, strict=True)])
+    return Interval(math.exp(mean.estimate), math.exp(mean.low), math.exp(mean.high))
+
+
+def mean_of(values: Sequence[float]) -> Interval:
+    """Return the mean of the values of several rounds; the interval is Student's t."""
+    if len(values) < 2:
+        return NOTHING_KNOWN
+    center = statistics.fmean(values)
+    margin = t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return Interval(center, center - margin, center + margin)
 
 
 def ratio_of_quantiles(
