@@ -28,7 +28,7 @@ SHARE_OF_LIMIT: Final = 1 / 3
 FEWEST_ROUNDS: Final = 5
 """Fewest rounds that are judged. The spread of fewer is itself known badly: with 3, the interval is 4 times as wide."""
 RESAMPLINGS: Final = 500
-NORMAL_QUANTILE: Final = statistics.NormalDist().inv_cdf(0.975)
+NORMAL_QUANTILE: Final[float] = statistics.NormalDist().inv_cdf(0.975)
 
 
 class Outcome(Enum):
@@ -91,6 +91,8 @@ class Check:
             self.style.format(number) for number in (interval.estimate, interval.low, interval.high, self.limit)
         )
         spread = "" if interval.low == interval.high else f"{low} to {high}; "
+        if math.isinf(interval.high - interval.low):
+            spread = "no interval; "
         return f"{self.name}: {value} ({spread}target {sign} {limit}) {self.judge().value}"
 
 
@@ -195,7 +197,7 @@ def t_quantile(freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92_160,
     )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, start=1))
+    return float(z + sum(term / freedom**power for power, term in enumerate(terms, start=1)))
 
 
 def report(name: str, checks: Sequence[Check]) -> int:

@@ -130,18 +130,21 @@ class Reads:
     def __init__(self, address: str, process: psutil.Process, empty_address: str, run_ids: Mapping[int, UUID]) -> None:
         self._sender, self._empty = Sender(address), Sender(empty_address)
         self._clock = cpu_clock(process)
-        self._computing = self._taken = 0.0
         self._run_ids = run_ids
         kinds = [(query, length) for query in QUERIES for length in run_ids]
         self.samples: dict[tuple[str, int], list[list[float]]] = {kind: [] for kind in kinds}
         """Of each round, by query and length."""
         self.empty: dict[tuple[str, int], list[list[float]]] = {kind: [] for kind in kinds}
         """Of the requests to the empty endpoint beside them."""
+        self.computing: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
+        """Milliseconds of CPU of client and service, of each request."""
 
     @property
-    def computing(self) -> float:
+    def share_of_computing(self) -> float:
         """Share of the heatmaps' time in which client or service computed."""
-        return self._computing / self._taken
+        kinds = [kind for kind in self.samples if kind[0] == "heatmap"]
+        taken = sum(sample for kind in kinds for part in self.samples[kind] for sample in part)
+        return sum(sum(self.computing[kind]) for kind in kinds) / taken
 
     def read_first(self) -> dict[int, float]:
         """Return the median milliseconds of the first heatmap of each statistic, by the run's length."""
@@ -162,9 +165,7 @@ class Reads:
                     computed = self._cpu_milliseconds()
                     taken = self._time(query, length, NAMES[0])
                     self.samples[query, length][-1].append(taken)
-                    if query == "heatmap":
-                        self._computing += self._cpu_milliseconds() - computed
-                        self._taken += taken
+                    self.computing[query, length].append(self._cpu_milliseconds() - computed)
                     self.empty[query, length][-1].append(self._empty.time_get(READ_PATH))
 
     def checks(self) -> list[Check]:
@@ -195,18 +196,18 @@ class Reads:
 
     def print_table(self) -> None:
         """Print milliseconds by query and length."""
-        print(f"\n{'milliseconds':16} {'steps':>10} {'p50':>8} {'p99':>8} {'samples':>8}")
-        for (query, length), rounds in self.samples.items():
-            _print_row(query, f"{length:,}", [sample for part in rounds for sample in part])
+        print(f"\n{'milliseconds':16} {'steps':>10} {'p50':>8} {'p99':>8} {'CPU, p50':>8} {'samples':>8}")
+        for kind, rounds in self.samples.items():
+            samples = [sample for part in rounds for sample in part]
+            _print_row(kind[0], f"{kind[1]:,}", samples, f"{statistics.median(self.computing[kind]):.2f}")
         empty = [sample for rounds in self.empty.values() for part in rounds for sample in part]
-        _print_row("empty endpoint", "", empty)
-        print(
-            f"computing: {self.computing:.0%} of the heatmaps' time (latencies are judged from {LEAST_COMPUTING:.0%})"
-        )
+        _print_row("empty endpoint", "", empty, "")
+        share = self.share_of_computing
+        print(f"computing: {share:.0%} of the heatmaps' time (latencies are judged from {LEAST_COMPUTING:.0%})")
 
     def _beside_empty(self, kind: tuple[str, int], quantile: float) -> Interval:
         ratio = ratio_of_quantiles(self.samples[kind], self.empty[kind], quantile)
-        return ratio if self.computing >= LEAST_COMPUTING else Interval(ratio.estimate, -math.inf, math.inf)
+        return ratio if self.share_of_computing >= LEAST_COMPUTING else Interval(ratio.estimate, -math.inf, math.inf)
 
     def _cpu_milliseconds(self) -> float:
         return (time.thread_time() + time.clock_gettime(self._clock)) * 1e3
@@ -216,9 +217,9 @@ class Reads:
         return self._sender.time_get(path, QUERIES[query].headers)
 
 
-def _print_row(name: str, length: str, samples: list[float]) -> None:
+def _print_row(name: str, length: str, samples: list[float], computing: str) -> None:
     p50, p99 = np.quantile(samples, (0.5, 0.99))
-    print(f"{name:16} {length:>10} {p50:8.2f} {p99:8.2f} {len(samples):8,}", flush=True)
+    print(f"{name:16} {length:>10} {p50:8.2f} {p99:8.2f} {computing:>8} {len(samples):8,}", flush=True)
 
 
 def main() -> int:

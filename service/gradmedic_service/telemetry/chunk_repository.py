@@ -197,4 +197,5 @@ def read_first_chunks(connection: Connection, run_id: UUID, from_step: int, to_s
 
 def read_first_step(connection: Connection, run_id: UUID) -> int | None:
     """Read the first stored step of a run."""
-    return connection.scalar(_READ_FIRST_STEP, {"run_id": run_id})
+    first_step: int | None = connection.scalar(_READ_FIRST_STEP, {"run_id": run_id})
+    return first_step

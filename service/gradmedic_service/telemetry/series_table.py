@@ -79,6 +79,7 @@ class SeriesTable:
 
 def _with_nulls(values: NDArray[np.float64], is_finite: NDArray[np.bool_]) -> list[float | None]:
     """Return the values with None where no value of the bucket is finite."""
+    numbers: list[float | None] = values.tolist()
     if is_finite.all():
-        return values.tolist()
-    return [value if finite else None for value, finite in zip(values.tolist(), is_finite.tolist(), strict=True)]
+        return numbers
+    return [value if finite else None for value, finite in zip(numbers, is_finite.tolist(), strict=True)]
