@@ -109,9 +109,7 @@ def test_an_architecture_that_is_given_changes_nothing() -> None:
     diagnostician.update(block.cut(0, len(block) // 2))
     state = diagnostician.to_bytes()
     architecture = Architecture.from_layers(layers)
-    restored = [
-        Diagnostician.from_bytes(state, layers, training, architecture=given) for given in (architecture, None)
-    ]
+    restored = [Diagnostician.from_bytes(state, layers, training, architecture=given) for given in (architecture, None)]
     rest = block.cut(len(block) // 2, len(block))
     assert restored[0].update(rest) == restored[1].update(rest)
     assert restored[0].diagnose() == restored[1].diagnose()
