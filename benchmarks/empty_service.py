@@ -1,6 +1,8 @@
 """A service with nothing behind its endpoints: the reference for what a request costs in any service of this kind.
 
 uvicorn has the settings of `gradmedic serve`, and FastAPI the same paths. An endpoint reads the body and answers `{}`.
+It is a coroutine, the leanest that FastAPI has; one that waits for a database runs on a thread, as that of
+`APPEND_ON_THREAD_PATH` does.
 
     python -m benchmarks.empty_service
 """
@@ -15,10 +17,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated
 
 import psutil
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
 from tests.support.patience import START_SECONDS
 
@@ -29,10 +32,17 @@ READ_PATH = f"{API_PATH}/runs/any/diagnosis"
 """Path of the endpoint that a `GET` is compared with."""
 APPEND_PATH = f"{API_PATH}/runs/any/steps"
 """Path of the endpoint that an append is compared with."""
+APPEND_ON_THREAD_PATH = f"{API_PATH}/runs/any/steps-on-thread"
+"""Path of an endpoint that does the same on a thread."""
+
+
+async def read_body(request: Request) -> bytes:
+    """Return the body of a request."""
+    return await request.body()
 
 
 def create_empty_app() -> FastAPI:
-    """Return an application with two endpoints, which answer at once."""
+    """Return an application whose endpoints answer at once."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
 
     @app.get(f"{API_PATH}/runs/{{run_id}}/diagnosis")
@@ -43,6 +53,10 @@ def create_empty_app() -> FastAPI:
     async def append(request: Request) -> Response:
         await request.body()
         return Response(b"{}", media_type=JSON_MEDIA_TYPE)
+
+    @app.post(f"{API_PATH}/runs/{{run_id}}/steps-on-thread")
+    def append_on_thread(body: Annotated[bytes, Depends(read_body)]) -> Response:
+        return Response(b"{}" if body else b"", media_type=JSON_MEDIA_TYPE)
 
     return app
 

@@ -30,7 +30,7 @@ import psutil
 import psycopg
 
 from benchmarks.comparison import Check, Interval, Turns, ratio_of_costs, repeat_until_decided, report
-from benchmarks.empty_service import APPEND_PATH, empty_service
+from benchmarks.empty_service import APPEND_ON_THREAD_PATH, APPEND_PATH, empty_service
 from benchmarks.ingest_peers import MLFLOW, TRACKIO, measure_trackio, mlflow_server
 from benchmarks.recorded_values import BLOCK_STEPS, LAYERS, NAMES, VALUES_PER_STEP, Blocks
 from benchmarks.senders import Sender
@@ -115,8 +115,9 @@ def measure_clients(streams: Sequence[Stream], process: psutil.Process, number: 
 class EmptyStream:
     """A client of the service with nothing behind it, which receives the bodies of single steps."""
 
-    def __init__(self, address: str, process: psutil.Process) -> None:
+    def __init__(self, address: str, process: psutil.Process, path: str) -> None:
         self._sender, self._process, self._blocks = Sender(address), process, Blocks()
+        self._path = path
         self._indices = count()
         self.measure(WARM_UP_BLOCKS)
 
@@ -125,7 +126,7 @@ class EmptyStream:
         bodies = [self._blocks.body(next(self._indices), MSGPACK_MEDIA_TYPE, 1) for _ in range(number)]
         started = cpu_seconds(self._process)
         for body in bodies:
-            self._sender.post(APPEND_PATH, body, MSGPACK_MEDIA_TYPE)
+            self._sender.post(self._path, body, MSGPACK_MEDIA_TYPE)
         return (cpu_seconds(self._process) - started) / (number * VALUES_PER_STEP)
 
 
@@ -179,7 +180,9 @@ def measure_sqlite(folder: Path) -> list[Check]:
         in_json = Stream(other_address, [other_process], JSON_MEDIA_TYPE)
         singly = Stream(other_address, [other_process], MSGPACK_MEDIA_TYPE, length=1)
         several = [Stream(other_address, [other_process], MSGPACK_MEDIA_TYPE) for _ in range(CLIENTS)]
-        empty, storage = EmptyStream(empty_address, empty_process), Storage(folder / "raw.db")
+        empty = EmptyStream(empty_address, empty_process, APPEND_PATH)
+        empty_on_thread = EmptyStream(empty_address, empty_process, APPEND_ON_THREAD_PATH)
+        storage = Storage(folder / "raw.db")
         measures: dict[str, Callable[[], float]] = {
             "SQLite alone, a blob per block": lambda: storage.measure(STORAGE_BLOCKS),
             "binary": lambda: binary.measure(BINARY_BLOCKS),
@@ -187,6 +190,7 @@ def measure_sqlite(folder: Path) -> list[Check]:
             f"binary, {CLIENTS} clients": lambda: measure_clients(several, other_process, BINARY_BLOCKS),
             "a step a request": lambda: singly.measure(SINGLE_STEPS),
             "empty endpoint, a step a request": lambda: empty.measure(EMPTY_STEPS),
+            "the same on a thread": lambda: empty_on_thread.measure(EMPTY_STEPS),
         }
         turns = Turns(measures)
         alone = "SQLite alone, a blob per block"
