@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -174,7 +175,7 @@ class Reads:
         checks = [
             Check(
                 name=f"{query}, {length:,} steps, {name} / empty endpoint",
-                estimate=lambda kind=(query, length), quantile=quantile: self._beside_empty(kind, quantile),
+                estimate=partial(self._beside_empty, (query, length), quantile),
                 limit=QUERIES[query].target or 0.0,
             )
             for query, length in self.samples
@@ -184,8 +185,11 @@ class Reads:
         checks += [
             Check(
                 name=f"{query}, {longest:,} steps / {shortest:,} steps, median",
-                estimate=lambda query=query: ratio_of_quantiles(
-                    self.samples[query, longest], self.samples[query, shortest], QUANTILES["median"]
+                estimate=partial(
+                    ratio_of_quantiles,
+                    self.samples[query, longest],
+                    self.samples[query, shortest],
+                    QUANTILES["median"],
                 ),
                 limit=declared.target_growth,
             )

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from gradmedic.protocol.service import JSON_MEDIA_TYPE
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
+IDLE_SECONDS: Final = 2.0
+"""A connection that was silent for longer is opened again: while others have their turns, a server may close it."""
 
 
 class Sender:
@@ -19,6 +21,7 @@ class Sender:
 
     def __init__(self, address: str) -> None:
         self._connection = http.client.HTTPConnection(urlsplit(address).netloc)
+        self._used_at = time.monotonic()
 
     def post(self, path: str, body: bytes, media_type: str = JSON_MEDIA_TYPE) -> Any:
         """Send a body and return the answer's JSON. Raises RuntimeError for an error."""
@@ -39,9 +42,12 @@ class Sender:
         self._connection.close()
 
     def _exchange(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> bytes:
+        if time.monotonic() - self._used_at > IDLE_SECONDS:
+            self._connection.close()  # the request opens a new one
         self._connection.request(method, path, body, dict(headers))
         response = self._connection.getresponse()
         content = response.read()
+        self._used_at = time.monotonic()
         if response.status >= http.HTTPStatus.MULTIPLE_CHOICES:
             raise RuntimeError(f"{method} {path}: {response.status}: {content[:500]!r}")
         return content

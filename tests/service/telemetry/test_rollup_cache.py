@@ -30,7 +30,7 @@ def rollup(layers: int, nonfinite: int = 0) -> Rollup:
     bad = np.zeros((1, layers, 1), dtype=np.uint32)
     bad[0, 0] = nonfinite
     numbers = np.sort(generator.random((3, 1, layers, 1)).astype(np.float32), axis=0)
-    values = Aggregates(*numbers, count, bad, np.zeros_like(bad))
+    values = Aggregates(numbers[0], numbers[1], numbers[2], count, bad, np.zeros_like(bad))
     return Rollup(encode_rollup([Bucket(first, first + 9, ("grad_norm",), values, {}) for first in (0, 10, 20)]))
 
 
