@@ -53,6 +53,9 @@ from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.run_cache import RunCache
 
 LENGTHS: Final = (1_000, 100_000, 1_000_000)
+LONGEST_READING: Final = 24_000
+"""Steps of the run with the most to read: its rollups have a few buckets less than a heatmap, so that every step is read.
+Its first readings are printed."""
 BUCKETS: Final = 500
 AS_THE_PAGE: Final = {"Accept": MSGPACK_MEDIA_TYPE, "Accept-Encoding": "gzip"}
 """Headers of the page's requests."""
@@ -132,7 +135,8 @@ class Reads:
         self._sender, self._empty = Sender(address), Sender(empty_address)
         self._clock = cpu_clock(process)
         self._run_ids = run_ids
-        kinds = [(query, length) for query in QUERIES for length in run_ids]
+        self._lengths = [length for length in run_ids if length in LENGTHS]
+        kinds = [(query, length) for query in QUERIES for length in self._lengths]
         self.samples: dict[tuple[str, int], list[list[float]]] = {kind: [] for kind in kinds}
         """Of each round, by query and length."""
         self.empty: dict[tuple[str, int], list[list[float]]] = {kind: [] for kind in kinds}
@@ -171,7 +175,7 @@ class Reads:
 
     def checks(self) -> list[Check]:
         """Return the checks of every query."""
-        shortest, longest = min(self._run_ids), max(self._run_ids)
+        shortest, longest = self._lengths[0], self._lengths[-1]
         checks = [
             Check(
                 name=f"{query}, {length:,} steps, {name} / empty endpoint",
@@ -240,7 +244,7 @@ def main() -> int:
         schema.upgrade(url)
         database = Database(Settings(database_url=SecretStr(url)))
         run_ids = {}
-        for length in lengths:
+        for length in (*lengths, LONGEST_READING):
             print(f"(writing {length:,} steps, {length * LAYERS * len(NAMES):,} values ...)", flush=True)
             run_ids[length] = fill(database, length)
         database.close()
