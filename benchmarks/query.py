@@ -54,8 +54,8 @@ from gradmedic_service.telemetry.run_cache import RunCache
 
 LENGTHS: Final = (1_000, 100_000, 1_000_000)
 LONGEST_READING: Final = 24_000
-"""Steps of the run with the most to read: its rollups have a few buckets less than a heatmap, so that every step is read.
-Its first readings are printed."""
+"""Steps of the run with the most to read: its rollups have a few buckets less than a heatmap, so that every step is
+read. Its first readings are printed."""
 BUCKETS: Final = 500
 AS_THE_PAGE: Final = {"Accept": MSGPACK_MEDIA_TYPE, "Accept-Encoding": "gzip"}
 """Headers of the page's requests."""
