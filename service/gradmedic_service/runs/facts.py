@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -35,8 +35,8 @@ class RunFacts:
     layers: list[Layer]
     training: Training | None
     framework: str | None
-    architecture: Architecture
-    """What the diagnosis derives from the layers."""
+    architecture: Architecture = field(compare=False)
+    """What the diagnosis derives from the layers; it follows from them, so that it is not compared."""
 
 
 class FactsCache:
