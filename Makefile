@@ -77,7 +77,7 @@ bench-sensitivity: $(READY) ## print what changes when a constant of the diagnos
 bench-ingest: $(READY) ## measure the cost of storing steps, beside MLflow and trackio (the first run installs them)
 	@$(BIN)/python -m benchmarks.ingest
 
-bench-client: $(READY) ## measure the SDK's cost for the training, beside wandb and TensorBoard (installs them; 12 minutes)
+bench-client: $(READY) ## measure the SDK's cost for the training, beside wandb and TensorBoard (installs them; 12 minutes, more on a busy machine)
 	@$(BIN)/python -m benchmarks.client
 
 bench-query: $(READY) ## measure the cost of reading runs of a thousand to a million steps (several minutes)

@@ -17,7 +17,6 @@ import json
 import os
 import statistics
 import sys
-import time
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,13 +28,16 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks import calibration
+from benchmarks.comparison import Outcome
+from benchmarks.corpus.checksums import compare
 from benchmarks.corpus.families import HELDOUT, SPLITS, is_made
 from benchmarks.corpus.outcome import build_up_steps
 from benchmarks.corpus.recording import load, read_arrays
+from benchmarks.diagnosis_cost import measure_cost
 from benchmarks.reference_rules import REFERENCES, RuleSet
 from gradmedic.protocol.runs import Layer, Training
 from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_diagnosis import Block, Diagnostician, StepSeries
+from gradmedic_diagnosis import Block, Diagnostician
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CACHE: Final = ROOT / "benchmarks" / ".cache"
@@ -53,7 +55,6 @@ LONG_ATTENTION: Final = 50
 """A healthy run that was at attention for more steps than this asked for it without need."""
 TARGET_EXPLOSIONS: Final = 30
 TARGET_CAUSE: Final = 0.85
-TARGET_MILLISECONDS: Final = 1.5
 TARGET_BYTES: Final = 40_000
 
 CAUSES_OF_FIX: Final[dict[str, tuple[str, ...]]] = {
@@ -353,42 +354,6 @@ def errors(recordings: Sequence[Recording], readings: Sequence[Reading]) -> list
     return lines
 
 
-def measure_cost(repeats: int = 200) -> tuple[float, int]:
-    """Return CPU milliseconds a block of 50 steps x 100 layers x 8 statistics (median) and bytes of state."""
-    rng = np.random.default_rng(7)
-    names = ("grad_norm", "grad_abs_max", "grad_mean", "grad_zero_fraction", "nonfinite_count", "weight_norm",
-             "update_norm", "activation_zero_fraction")  # fmt: skip
-    steps, layers = 50, 100
-    facts = [
-        Layer(name=f"layer{i}", kind="Linear", shape=[64, 64] if i % 2 == 0 else [64], depth=i) for i in range(layers)
-    ]
-    diagnostician = Diagnostician(facts)
-    times = []
-    for index in range(repeats):
-        values = np.empty((steps, layers, len(names)), dtype=np.float32)
-        level = np.exp(rng.normal(0, 0.3, (steps, layers)))
-        columns = (level, level / 10, level / 1000, rng.random((steps, layers)) * 0.3, 0.0 * level, 8 + 0 * level,
-                   0.01 * level, 0.4 + 0 * level)  # fmt: skip
-        for column, series in enumerate(columns):
-            values[:, :, column] = series
-        all_true = np.ones(steps, dtype=bool)
-        first = index * steps
-        loss = 2.3 / (1 + (first + np.arange(steps)) / 500) * np.exp(rng.normal(0, 0.05, steps))
-        block = Block(
-            steps=np.arange(first, first + steps),
-            sampled=all_true,
-            skipped=~all_true,
-            statistics=names,
-            values=values,
-            present=np.ones((steps, layers), dtype=bool),
-            series={"loss": StepSeries(loss, all_true), "learning_rate": StepSeries(np.full(steps, 0.01), all_true)},
-        )
-        started = time.process_time()
-        diagnostician.update(block)
-        times.append(time.process_time() - started)
-    return 1e3 * statistics.median(times[repeats // 10 :]), len(diagnostician.to_bytes())
-
-
 def shared_corpus() -> list[Path]:
     """Return the folder GRADMEDIC_CORPUS, by default that beside the project; an empty list if it has no recordings."""
     shared = Path(os.environ.get("GRADMEDIC_CORPUS", ROOT.parent / "shared" / "corpus"))
@@ -412,7 +377,7 @@ def prepare_corpora(*, heldout: bool, jobs: int) -> list[tuple[str, Path]]:
     return corpora
 
 
-def judge(results: dict[str, Score], milliseconds: float, state_bytes: int) -> list[str]:
+def judge(results: dict[str, Score], state_bytes: int) -> list[str]:
     """Return the targets that are missed."""
     missed = []
     for corpus, result in results.items():
@@ -429,15 +394,13 @@ def judge(results: dict[str, Score], milliseconds: float, state_bytes: int) -> l
         missed.append(f"announced {announced(leads, 1):.0%}")
     if not announced(leads, EARLY) >= TARGET_ANNOUNCED_EARLY:
         missed.append(f"announced five steps before {announced(leads, EARLY):.0%}")
-    if milliseconds > TARGET_MILLISECONDS:
-        missed.append(f"{milliseconds:.2f} ms a block")
     if state_bytes > TARGET_BYTES:
         missed.append(f"{state_bytes} bytes of state")
     return missed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables and return 0 where every target is met."""
+    """Print the tables; return 1 if a target is missed, 2 if this machine cannot tell, else 0."""
     parser = argparse.ArgumentParser(prog="benchmarks.diagnosis", description=__doc__)
     parser.add_argument("--no-heldout", action="store_true", help="leave out the held-out split")
     parser.add_argument("--verbose", action="store_true", help="list errors, except those on the held-out split")
@@ -448,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     results: dict[str, Score] = {}
-    costs = [measure_cost()]
+    is_same = True
     for name, directory in prepare_corpora(heldout=not options.no_heldout, jobs=options.jobs):
         recordings = read_corpus(directory, bare=options.bare)
         labels = [r.label for r in recordings]
@@ -456,6 +419,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         readings = [diagnose(recording) for recording in recordings]
         results[name] = score("gradmedic", recordings, readings)
         print(f"\n{name}: {len(recordings)} recordings ({counts}); {len(results[name].leads)} explosions build up")
+        comparison = compare(name, directory)
+        is_same &= not comparison.differing
+        print(comparison.describe())
         print(HEADER)
         print(row(results[name]))
         print(describe_levels(recordings, readings))
@@ -465,13 +431,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(row(score(rules.name, recordings, [apply_rules(rules, recording) for recording in recordings])))
         if options.verbose and name != HELDOUT:
             print("\n".join(errors(recordings, readings)) or "  no errors")
-        costs.append(measure_cost())
-    # Other load of the machine only adds CPU time, often for seconds, so the smallest median counts.
-    milliseconds, state_bytes = min(costs)
-    medians = ", ".join(f"{cost:.2f}" for cost, _ in costs)
-    print(f"\n50 x 100 x 8 block: {milliseconds:.2f} ms of CPU (least of the medians {medians})")
-    print(f"state of 100 layers: {state_bytes} bytes")
-    missed = judge(results, milliseconds, state_bytes)
+    cost, milliseconds, state_bytes = measure_cost()
+    print(f"\n50 x 100 x 8 block: {milliseconds:.2f} ms of CPU (median); state of 100 layers: {state_bytes} bytes")
+    print(cost.describe())
+    missed = judge(results, state_bytes)
+    outcome = conclude(missed, is_same=is_same, cost=cost.judge())
     worst = min(result.macro_f1 for result in results.values())
     leads = [lead for corpus, result in results.items() if corpus != "shared" for lead in result.leads]
     hits = sum(result.cause_hits for result in results.values())
@@ -481,10 +445,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{sum(result.healthy_alarmed for result in results.values())} healthy alarmed (0), "
         f"announced {announced(leads, 1):.0%} of {len(leads)} (>= {TARGET_ANNOUNCED:.0%}), {EARLY} steps before "
         f"{announced(leads, EARLY):.0%} (>= {TARGET_ANNOUNCED_EARLY:.0%}), cause {hits / max(total, 1):.0%} "
-        f"(>= {TARGET_CAUSE:.0%}), {milliseconds:.2f} ms (<= {TARGET_MILLISECONDS}), {state_bytes} bytes "
-        f"(<= {TARGET_BYTES}) " + (f"FAIL: {'; '.join(missed)}" if missed else "PASS")
+        f"(>= {TARGET_CAUSE:.0%}), {state_bytes} bytes (<= {TARGET_BYTES}) {outcome.value}"
+        + (f": {'; '.join(missed)}" if missed else "")
     )
-    return 1 if missed else 0
+    return {Outcome.MET: 0, Outcome.MISSED: 1, Outcome.CANNOT_TELL: 2}[outcome]
+
+
+def conclude(missed: Sequence[str], *, is_same: bool, cost: Outcome) -> Outcome:
+    """Return the outcome of the benchmark.
+
+    A target that is missed on recordings that differ from those of the published figures may be missed because of the
+    processor, so that it cannot be told whether the code misses it.
+    """
+    if cost is Outcome.MISSED or (missed and is_same):
+        return Outcome.MISSED
+    return Outcome.CANNOT_TELL if missed else cost
 
 
 if __name__ == "__main__":

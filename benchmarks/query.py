@@ -1,7 +1,16 @@
-"""Measures reads of runs with a thousand, a hundred thousand and a million steps of 100 layers x 8 statistics.
+"""Measures reads of runs with a thousand to a million steps of 100 layers x 8 statistics.
 
 One client reads the diagnosis, one series, and the heatmap of every layer, 500 buckets each, over HTTP. The service
-runs on SQLite in a process of its own. The table has wall-clock milliseconds.
+runs on SQLite in a process of its own. Each request is followed by one to an endpoint with nothing behind it
+(`benchmarks.empty_service`); medians and 99th percentiles are judged by their ratio to those of that endpoint, and the
+growth by the ratio of the longest run's median to the shortest run's (`benchmarks.comparison`). The table has
+wall-clock milliseconds, which depend on the machine and are not judged.
+
+A request that computes for long is interrupted on a busy machine, and a short one is not, so that their ratio would
+measure the machine. If the heatmaps waited for more than a third of their time, latencies are not judged.
+
+The heatmap is read as the page of a run reads it: one number of each bucket, as msgpack and gzip. The first reads, of
+each statistic, and the same heatmap with all numbers as JSON are in the table, too.
 
     python -m benchmarks.query [--quick]
 """
@@ -9,23 +18,29 @@ runs on SQLite in a process of its own. The table has wall-clock milliseconds.
 from __future__ import annotations
 
 import argparse
-import http.client
+import math
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import numpy as np
+import psutil
 from pydantic import SecretStr, TypeAdapter
 
+from benchmarks.comparison import Check, Interval, ratio_of_quantiles, repeat_until_decided, report
+from benchmarks.empty_service import READ_PATH, empty_service
 from benchmarks.recorded_values import LAYERS, NAMES, RECORDED_STEPS, Blocks
-from benchmarks.servers import gradmedic
+from benchmarks.senders import NO_HEADERS, Sender
+from benchmarks.servers import cpu_clock, gradmedic
 from gradmedic.protocol.runs import RunCreate
-from gradmedic.protocol.service import API_PATH
+from gradmedic.protocol.service import API_PATH, MSGPACK_MEDIA_TYPE
 from gradmedic_diagnosis import StepSeries
 from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database import schema
@@ -38,16 +53,51 @@ from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.run_cache import RunCache
 
 LENGTHS: Final = (1_000, 100_000, 1_000_000)
+LONGEST_READING: Final = 24_000
+"""Steps of the run with the most to read: its rollups have a few buckets less than a heatmap, so that every step is
+read. Its first readings are printed."""
 BUCKETS: Final = 500
+AS_THE_PAGE: Final = {"Accept": MSGPACK_MEDIA_TYPE, "Accept-Encoding": "gzip"}
+"""Headers of the page's requests."""
+REQUESTS: Final = 100
+"""Requests of each judged kind in a round."""
+ROUNDS: Final = 20
+"""Fewest rounds: a 99th percentile of 2,000 samples has 20 samples above it."""
+LEAST_COMPUTING: Final = 2 / 3
+"""Smallest share of computing in the time of the heatmaps, by client and service, at which latencies are judged."""
+SECONDS: Final = 1_200.0
+"""Bound of the time in which the checks must be decided."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    """A request whose duration is measured.
+
+    Attributes:
+        path: below the run's, with the place of a statistic's name as `{statistic}`.
+        headers: of the request.
+        target: largest ratio of its median, and of its 99th percentile, to the empty endpoint's; None: not judged.
+        target_growth: largest ratio of the longest run's median to that of the shortest; None: not judged.
+        every: measured in each so many turns only.
+    """
+
+    path: str
+    headers: Mapping[str, str] = field(default_factory=lambda: NO_HEADERS)
+    target: float | None = None
+    target_growth: float | None = None
+    every: int = 1
+
+
+HEATMAP: Final = f"steps?statistic={{statistic}}&field=mean&max_points={BUCKETS}"
 QUERIES: Final = {
-    "diagnosis": ("diagnosis", 200),
-    "one series": (f"steps?statistic=grad_norm&layer=layer0.weight&max_points={BUCKETS}", 100),
-    "heatmap": (f"steps?statistic=grad_norm&max_points={BUCKETS}", 50),
+    "diagnosis": Query(path="diagnosis", target=3.0, target_growth=1.5),
+    "heatmap": Query(path=HEATMAP, headers=AS_THE_PAGE, target=25.0, target_growth=1.5),
+    "one series": Query(
+        path=f"steps?statistic={{statistic}}&layer=layer0.weight&max_points={BUCKETS}", target_growth=1.5, every=5
+    ),
+    "heatmap, JSON": Query(path=f"steps?statistic={{statistic}}&max_points={BUCKETS}", every=10),
 }
-"""Path and number of repetitions, by query."""
-TARGET_DIAGNOSIS_P99: Final = 10.0
-TARGET_HEATMAP_P99: Final = 100.0
-TARGET_GROWTH: Final = 2.0
+QUANTILES: Final = {"median": 0.5, "p99": 0.99}
 
 
 def fill(database: Database, length: int) -> UUID:
@@ -78,62 +128,134 @@ def fill(database: Database, length: int) -> UUID:
     return run.id
 
 
-def measure_milliseconds(address: str, path: str, repeats: int) -> list[float]:
-    """Return the milliseconds of each repetition of a request, over one connection."""
-    connection = http.client.HTTPConnection(urlsplit(address).netloc)
-    times = []
-    for _ in range(repeats + 2):
-        started = time.perf_counter()
-        connection.request("GET", path)
-        response = connection.getresponse()
-        content = response.read()
-        times.append((time.perf_counter() - started) * 1e3)
-        if response.status != http.HTTPStatus.OK:
-            raise RuntimeError(f"{response.status}: {content[:500]!r}")
-    connection.close()
-    return times[2:]
+class Reads:
+    """Milliseconds of requests to runs of several lengths, each beside a request to the empty endpoint."""
+
+    def __init__(self, address: str, process: psutil.Process, empty_address: str, run_ids: Mapping[int, UUID]) -> None:
+        self._sender, self._empty = Sender(address), Sender(empty_address)
+        self._clock = cpu_clock(process)
+        self._run_ids = run_ids
+        self._lengths = [length for length in run_ids if length in LENGTHS]
+        kinds = [(query, length) for query in QUERIES for length in self._lengths]
+        self.samples: dict[tuple[str, int], list[list[float]]] = {kind: [] for kind in kinds}
+        """Of each round, by query and length."""
+        self.empty: dict[tuple[str, int], list[list[float]]] = {kind: [] for kind in kinds}
+        """Of the requests to the empty endpoint beside them."""
+        self.computing: dict[tuple[str, int], list[float]] = {kind: [] for kind in kinds}
+        """Milliseconds of CPU of client and service, of each request."""
+
+    @property
+    def share_of_computing(self) -> float:
+        """Share of the heatmaps' time in which client or service computed."""
+        kinds = [kind for kind in self.samples if kind[0] == "heatmap"]
+        taken = sum(sample for kind in kinds for part in self.samples[kind] for sample in part)
+        return sum(sum(self.computing[kind]) for kind in kinds) / taken
+
+    def read_first(self) -> dict[int, float]:
+        """Return the median milliseconds of the first heatmap of each statistic, by the run's length."""
+        return {
+            length: statistics.median(self._time("heatmap", length, statistic) for statistic in NAMES)
+            for length in self._run_ids
+        }
+
+    def take_round(self) -> None:
+        """Measure a round, with the kinds of requests in turn; each second turn in reverse order."""
+        kinds = list(self.samples)
+        for kind in kinds:
+            self.samples[kind].append([])
+            self.empty[kind].append([])
+        for turn in range(REQUESTS):
+            for query, length in reversed(kinds) if turn % 2 else kinds:
+                if turn % QUERIES[query].every == 0:
+                    computed = self._cpu_milliseconds()
+                    taken = self._time(query, length, NAMES[0])
+                    self.samples[query, length][-1].append(taken)
+                    self.computing[query, length].append(self._cpu_milliseconds() - computed)
+                    self.empty[query, length][-1].append(self._empty.time_get(READ_PATH))
+
+    def checks(self) -> list[Check]:
+        """Return the checks of every query."""
+        shortest, longest = self._lengths[0], self._lengths[-1]
+        checks = [
+            Check(
+                name=f"{query}, {length:,} steps, {name} / empty endpoint",
+                estimate=partial(self._beside_empty, (query, length), quantile),
+                limit=QUERIES[query].target or 0.0,
+            )
+            for query, length in self.samples
+            for name, quantile in QUANTILES.items()
+            if QUERIES[query].target is not None
+        ]
+        checks += [
+            Check(
+                name=f"{query}, {longest:,} steps / {shortest:,} steps, median",
+                estimate=partial(
+                    ratio_of_quantiles,
+                    self.samples[query, longest],
+                    self.samples[query, shortest],
+                    QUANTILES["median"],
+                ),
+                limit=declared.target_growth,
+            )
+            for query, declared in QUERIES.items()
+            if declared.target_growth is not None
+        ]
+        return checks
+
+    def print_table(self) -> None:
+        """Print milliseconds by query and length."""
+        print(f"\n{'milliseconds':16} {'steps':>10} {'p50':>8} {'p99':>8} {'CPU, p50':>8} {'samples':>8}")
+        for kind, rounds in self.samples.items():
+            samples = [sample for part in rounds for sample in part]
+            _print_row(kind[0], f"{kind[1]:,}", samples, f"{statistics.median(self.computing[kind]):.2f}")
+        empty = [sample for rounds in self.empty.values() for part in rounds for sample in part]
+        _print_row("empty endpoint", "", empty, "")
+        share = self.share_of_computing
+        print(f"computing: {share:.0%} of the heatmaps' time (latencies are judged from {LEAST_COMPUTING:.0%})")
+
+    def _beside_empty(self, kind: tuple[str, int], quantile: float) -> Interval:
+        ratio = ratio_of_quantiles(self.samples[kind], self.empty[kind], quantile)
+        return ratio if self.share_of_computing >= LEAST_COMPUTING else Interval(ratio.estimate, -math.inf, math.inf)
+
+    def _cpu_milliseconds(self) -> float:
+        return (time.thread_time() + time.clock_gettime(self._clock)) * 1e3
+
+    def _time(self, query: str, length: int, statistic: str) -> float:
+        path = f"{API_PATH}/runs/{self._run_ids[length]}/{QUERIES[query].path.format(statistic=statistic)}"
+        return self._sender.time_get(path, QUERIES[query].headers)
+
+
+def _print_row(name: str, length: str, samples: list[float], computing: str) -> None:
+    p50, p99 = np.quantile(samples, (0.5, 0.99))
+    print(f"{name:16} {length:>10} {p50:8.2f} {p99:8.2f} {computing:>8} {len(samples):8,}", flush=True)
 
 
 def main() -> int:
-    """Create the runs, measure, print the table and the verdicts; return 1 if a target is missed."""
+    """Create the runs, measure, print the table and the verdicts.
+
+    Return 1 if a target is missed, and 2 if one could not be decided.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="up to a hundred thousand steps")
     lengths = LENGTHS[:-1] if parser.parse_args().quick else LENGTHS
-    percentiles: dict[tuple[str, int], tuple[float, float]] = {}
     with tempfile.TemporaryDirectory(prefix="gradmedic-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         url = f"sqlite:///{folder / 'query.db'}"
         schema.upgrade(url)
         database = Database(Settings(database_url=SecretStr(url)))
         run_ids = {}
-        for length in lengths:
+        for length in (*lengths, LONGEST_READING):
             print(f"(writing {length:,} steps, {length * LAYERS * len(NAMES):,} values ...)", flush=True)
             run_ids[length] = fill(database, length)
         database.close()
-        print(f"\n{'milliseconds':16} {'steps':>10} {'p50':>8} {'p99':>8}")
-        with gradmedic(url, folder) as (address, _):
-            for query, (path, repeats) in QUERIES.items():
-                for length, run_id in run_ids.items():
-                    times = measure_milliseconds(address, f"{API_PATH}/runs/{run_id}/{path}", repeats)
-                    p99 = statistics.quantiles(times, n=100, method="inclusive")[98]
-                    percentiles[query, length] = statistics.median(times), p99
-                    print(f"{query:16} {length:10,} {percentiles[query, length][0]:8.1f} {p99:8.1f}", flush=True)
-    shortest, longest = lengths[0], lengths[-1]
-    checks = [
-        ("diagnosis_p99_ms", max(percentiles["diagnosis", length][1] for length in lengths), TARGET_DIAGNOSIS_P99),
-        ("heatmap_p99_ms", max(percentiles["heatmap", length][1] for length in lengths), TARGET_HEATMAP_P99),
-        (
-            "growth_with_length",
-            max(percentiles[query, longest][0] / percentiles[query, shortest][0] for query in QUERIES),
-            TARGET_GROWTH,
-        ),
-    ]
-    print()
-    for metric, value, target in checks:
-        print(f"{metric}: {value:.2f} (target <= {target:g}) {'PASS' if value <= target else 'FAIL'}")
-    missed = sum(value > target for _, value, target in checks)
-    print(f"query_targets_missed: {missed} (target 0) {'PASS' if not missed else 'FAIL'}")
-    return 1 if missed else 0
+        with gradmedic(url, folder) as (address, process), empty_service(folder) as (empty_address, _):
+            reads = Reads(address, process, empty_address, run_ids)
+            for length, milliseconds in reads.read_first().items():
+                print(f"first heatmap of a statistic, {length:,} steps: {milliseconds:.1f} ms (median of {len(NAMES)})")
+            checks = reads.checks()
+            repeat_until_decided(reads.take_round, checks, SECONDS, ROUNDS)
+        reads.print_table()
+    return report("bench-query", checks)
 
 
 if __name__ == "__main__":

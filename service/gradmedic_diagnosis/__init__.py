@@ -4,8 +4,9 @@ It imports numpy, the standard library and `gradmedic.protocol` only, and does n
 `gradmedic rediagnose`, the benchmarks and the tests all run this code.
 """
 
+from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.block import Block, StepSeries
 from gradmedic_diagnosis.detectors import DETECTORS
 from gradmedic_diagnosis.diagnostician import Diagnostician, UpdatedDiagnosis
 
-__all__ = ["DETECTORS", "Block", "Diagnostician", "StepSeries", "UpdatedDiagnosis"]
+__all__ = ["DETECTORS", "Architecture", "Block", "Diagnostician", "StepSeries", "UpdatedDiagnosis"]

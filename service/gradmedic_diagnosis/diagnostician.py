@@ -61,6 +61,8 @@ class Diagnostician:
         framework: Name and version, for example `torch 2.13.0`. The code in advice is written for it.
         muted: Ids of muted detectors. They observe the run, but neither change the verdict nor report findings. The
             state does not contain them: a detector that is unmuted later has observed all steps.
+        architecture: `Architecture.from_layers(layers)`, where it was derived before: it takes longer than the rest of
+            a restoration.
 
     Example:
         >>> diagnostician = Diagnostician([Layer(name="w", numel=4)])
@@ -75,12 +77,13 @@ class Diagnostician:
         *,
         framework: str | None = None,
         muted: Collection[str] = frozenset(),
+        architecture: Architecture | None = None,
     ) -> None:
         self._layers = tuple(layers)
         self._training = training or Training()
         self._framework = framework
         self._muted = frozenset(muted)
-        self._architecture = Architecture.from_layers(self._layers)
+        self._architecture = architecture or Architecture.from_layers(self._layers)
         self._averages = LayerAverages()
         self._averages.make_room(len(self._layers))
         self._streams: dict[str, LossProgress] = {}
@@ -446,12 +449,13 @@ class Diagnostician:
         *,
         framework: str | None = None,
         muted: Collection[str] = frozenset(),
+        architecture: Architecture | None = None,
     ) -> Diagnostician:
         """Restore a state. `layers` may have more layers at its end than when the state was stored.
 
         Raises StateError for bytes that this version cannot read.
         """
-        self = cls(layers, training, framework=framework, muted=muted)
+        self = cls(layers, training, framework=framework, muted=muted, architecture=architecture)
         state = unpack_state(data)
         self._averages.restore(state["averages"])
         self._averages.make_room(len(self._layers))

@@ -54,6 +54,7 @@ from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.backfill import BACKFILL_SECONDS, Backfill
 from gradmedic_service.telemetry.endpoints import append_router
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
+from gradmedic_service.telemetry.rollup_cache import RollupCache
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.trainables.endpoints import router as trainables_router
 from gradmedic_service.trials.absences import Absences
@@ -142,6 +143,7 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         metrics=metrics,
         facts=facts,
         run_cache=RunCache(),
+        rollup_cache=RollupCache(),
         live_runs=LiveRuns(settings.max_streams),
         automatic_reruns=AutomaticReruns(limits, facts, metrics),
         sender=build_sender(settings),

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.comparison import Outcome
 from benchmarks.corpus.recording import STATISTICS, to_block
 from benchmarks.diagnosis import (
     Reading,
     Recording,
     Score,
+    conclude,
     describe_course,
     describe_scores,
     diagnose,
@@ -146,5 +148,24 @@ def test_every_target_can_be_missed(change: dict[str, Any], missed: list[str]) -
     sound: dict[str, Any] = {
         "system": "it", "macro_f1": 0.99, "healthy": 9, "leads": [9] * 30, "cause_hits": 9, "cause_total": 10
     }  # fmt: skip
-    assert judge({"fit": Score(**{**sound, **change})}, 1.0, 1000) == missed
-    assert judge({"fit": Score(**sound)}, 2.0, 50_000) == ["2.00 ms a block", "50000 bytes of state"]
+    assert judge({"fit": Score(**{**sound, **change})}, 1000) == missed
+    assert judge({"fit": Score(**sound)}, 50_000) == ["50000 bytes of state"]
+
+
+@pytest.mark.parametrize(
+    ("missed", "is_same", "cost", "outcome"),
+    [
+        ([], True, Outcome.MET, Outcome.MET),
+        ([], False, Outcome.MET, Outcome.MET),
+        ([], True, Outcome.CANNOT_TELL, Outcome.CANNOT_TELL),
+        ([], True, Outcome.MISSED, Outcome.MISSED),
+        (["macro-F1"], True, Outcome.CANNOT_TELL, Outcome.MISSED),
+        (["macro-F1"], False, Outcome.MET, Outcome.CANNOT_TELL),
+        (["macro-F1"], False, Outcome.MISSED, Outcome.MISSED),
+    ],
+)
+def test_a_miss_on_other_recordings_tells_nothing(
+    missed: list[str], is_same: bool, cost: Outcome, outcome: Outcome
+) -> None:
+    """A missed score fails only on the recordings of the published figures; a missed cost fails on all."""
+    assert conclude(missed, is_same=is_same, cost=cost) is outcome

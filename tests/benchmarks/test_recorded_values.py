@@ -1,9 +1,8 @@
-"""The blocks that the benchmarks send, and the figures that they print."""
+"""The blocks that the benchmarks send."""
 
 from __future__ import annotations
 
 import numpy as np
-from benchmarks.ingest import Measured
 from benchmarks.recorded_values import BLOCK_STEPS, LAYERS, NAMES, RECORDED_STEPS, VALUES_PER_BLOCK, Blocks
 
 from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
@@ -31,10 +30,3 @@ def test_no_layer_is_twice_in_a_block() -> None:
     varying = [column.tobytes() for column in norms.T if len(set(column.tolist())) > BLOCK_STEPS // 2]
     assert len(varying) > LAYERS // 2
     assert len(set(varying)) == len(varying)
-
-
-def test_figures_are_per_value() -> None:
-    """CPU seconds count per million values, bytes per value."""
-    measured = Measured("x", 2_000_000, 4.0, 0.5, 5e6)
-    assert (measured.cpu_per_million, measured.bytes_per_value) == (0.25, 2.5)
-    assert "500,000" in str(measured)

@@ -15,7 +15,7 @@ from tests.support.approximation import approximately
 
 from gradmedic.protocol.diagnosis import DiagnosisAtStep, VerdictChange
 from gradmedic.protocol.runs import Layer
-from gradmedic_diagnosis import Block, Diagnostician
+from gradmedic_diagnosis import Architecture, Block, Diagnostician
 
 RECORDINGS = Path(__file__).parents[1] / "data" / "recordings"
 LABELS = {"E": "exploding", "V": "vanishing", "H": "healthy"}
@@ -100,6 +100,19 @@ def test_state_survives_bytes(name: str) -> None:
     layers, _, block = load(RECORDINGS / f"{name}.npz")
     cuts = list(range(11, len(block), 11))
     assert diagnose(layers, block, cuts, restarts=True)[1] == diagnose(layers, block, cuts)[1]
+
+
+def test_an_architecture_that_is_given_changes_nothing() -> None:
+    """A state that is restored with the architecture of its layers has the same diagnosis as one that derives it."""
+    layers, training, block = load(RECORDINGS / "V-rnn-recall-sigmoid.npz")
+    diagnostician = Diagnostician(layers, training)
+    diagnostician.update(block.cut(0, len(block) // 2))
+    state = diagnostician.to_bytes()
+    architecture = Architecture.from_layers(layers)
+    restored = [Diagnostician.from_bytes(state, layers, training, architecture=given) for given in (architecture, None)]
+    rest = block.cut(len(block) // 2, len(block))
+    assert restored[0].update(rest) == restored[1].update(rest)
+    assert restored[0].diagnose() == restored[1].diagnose()
 
 
 @pytest.mark.parametrize("exponent", [-20, 20])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Table, and_, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Table, and_, bindparam, delete, func, insert, select
 
 from gradmedic_service.database import models
 
@@ -37,7 +37,15 @@ class StoredRow:
     data: bytes
 
 
-# Statements of the append path are built once, over tables: building them anew costs more than running them.
+@dataclass(frozen=True, slots=True)
+class RollupExtent:
+    """The steps that a rollup covers, without its data."""
+
+    first_step: int
+    last_step: int
+
+
+# These statements are built once, over tables: building them anew costs more than running them.
 _READ_LAST_EXTENTS = (
     select(_CHUNKS.c.first_step, _CHUNKS.c.last_step, _CHUNKS.c.step_count, _CHUNKS.c.position)
     .where(_CHUNKS.c.run_id == bindparam("run_id"))
@@ -50,6 +58,36 @@ _REMOVE_CHUNKS_FROM = (
     .returning(_CHUNKS.c.first_step, _CHUNKS.c.data)
 )
 _ADD_CHUNK = insert(_CHUNKS)
+_READ_FIRST_STEP = select(func.min(_CHUNKS.c.first_step)).where(_CHUNKS.c.run_id == bindparam("run_id"))
+_READ_CHUNKS = (
+    select(_CHUNKS.c.step_count, _CHUNKS.c.data)
+    .where(
+        _CHUNKS.c.run_id == bindparam("run_id"),
+        _CHUNKS.c.last_step >= bindparam("from_step"),
+        _CHUNKS.c.first_step <= bindparam("to_step"),
+    )
+    .order_by(_CHUNKS.c.first_step)
+    .execution_options(yield_per=ROWS_READ_AT_ONCE)
+)
+_READ_HIGHEST_LEVEL = select(func.max(_ROLLUPS.c.level)).where(_ROLLUPS.c.run_id == bindparam("run_id"))
+# The last condition follows from the others; the database needs it to end its search in the index.
+_WITHIN = (
+    _ROLLUPS.c.run_id == bindparam("run_id"),
+    _ROLLUPS.c.level == bindparam("level"),
+    _ROLLUPS.c.first_step >= bindparam("from_step"),
+    _ROLLUPS.c.last_step <= bindparam("to_step"),
+    _ROLLUPS.c.first_step <= bindparam("to_step"),
+)
+_COUNT_ROLLUPS = select(func.count()).where(*_WITHIN)
+_READ_ROLLUP_EXTENTS = (
+    select(_ROLLUPS.c.first_step, _ROLLUPS.c.last_step).where(*_WITHIN).order_by(_ROLLUPS.c.first_step)
+)
+_READ_ROLLUPS = (
+    select(_ROLLUPS.c.data)
+    .where(*_WITHIN)
+    .order_by(_ROLLUPS.c.first_step)
+    .execution_options(yield_per=ROWS_READ_AT_ONCE)
+)
 
 
 def read_last_extents(connection: Connection, run_id: UUID, count: int) -> list[ChunkExtent]:
@@ -81,15 +119,9 @@ def add_chunk(connection: Connection, run_id: UUID, extent: ChunkExtent, data: b
 
 def read_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> Iterator[tuple[int, bytes]]:
     """Read the number of steps and the data of the chunks that touch a range of steps, in order, a few at a time."""
-    chunk = models.TelemetryChunk
-    rows = connection.execute(
-        select(chunk.step_count, chunk.data)
-        .where(chunk.run_id == run_id, chunk.last_step >= from_step, chunk.first_step <= to_step)
-        .order_by(chunk.first_step)
-        .execution_options(yield_per=ROWS_READ_AT_ONCE)
-    )
-    for row in rows:
-        yield row.step_count, row.data
+    with connection.execute(_READ_CHUNKS, _range_of(run_id, from_step, to_step)) as rows:
+        for row in rows:
+            yield row.step_count, row.data
 
 
 def count_steps(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> int:
@@ -128,42 +160,31 @@ def add_rollup(
 
 def read_highest_level(connection: Connection, run_id: UUID) -> int:
     """Read the highest level of rollups that a run has; 0 where it has none."""
-    return connection.scalar(select(func.max(_ROLLUPS.c.level)).where(_ROLLUPS.c.run_id == run_id)) or 0
+    return connection.scalar(_READ_HIGHEST_LEVEL, {"run_id": run_id}) or 0
 
 
-def read_rollup_extent(
+def count_rollups(connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int) -> int:
+    """Count the rollups of a level that lie within a range of steps."""
+    return int(connection.scalar(_COUNT_ROLLUPS, _range_of(run_id, from_step, to_step, level=level)) or 0)
+
+
+def read_rollup_extents(
     connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int
-) -> tuple[int, int, int]:
-    """Read the number of rollups of a level that lie within a range of steps, and their first and last step."""
-    count, first_step, last_step = connection.execute(
-        select(func.count(), func.min(_ROLLUPS.c.first_step), func.max(_ROLLUPS.c.last_step)).where(
-            *_within(run_id, level, from_step, to_step)
-        )
-    ).one()
-    return (count, first_step, last_step) if count else (0, to_step + 1, to_step)
+) -> list[RollupExtent]:
+    """Read the first and the last step of each rollup of a level that lies within a range of steps, in order."""
+    rows = connection.execute(_READ_ROLLUP_EXTENTS, _range_of(run_id, from_step, to_step, level=level))
+    return [RollupExtent(first_step, last_step) for first_step, last_step in rows]
 
 
 def read_rollups(connection: Connection, run_id: UUID, level: int, from_step: int, to_step: int) -> Iterator[bytes]:
     """Read the data of the rollups of a level that lie within a range of steps, in order, a few at a time."""
-    rows = connection.execute(
-        select(_ROLLUPS.c.data)
-        .where(*_within(run_id, level, from_step, to_step))
-        .order_by(_ROLLUPS.c.first_step)
-        .execution_options(yield_per=ROWS_READ_AT_ONCE)
-    )
-    for (data,) in rows:
-        yield data
+    with connection.execute(_READ_ROLLUPS, _range_of(run_id, from_step, to_step, level=level)) as rows:
+        for (data,) in rows:
+            yield data
 
 
-def _within(run_id: UUID, level: int, from_step: int, to_step: int) -> tuple[ColumnElement[bool], ...]:
-    # The last condition follows from the others; the database needs it to end its search in the index.
-    return (
-        _ROLLUPS.c.run_id == run_id,
-        _ROLLUPS.c.level == level,
-        _ROLLUPS.c.first_step >= from_step,
-        _ROLLUPS.c.last_step <= to_step,
-        _ROLLUPS.c.first_step <= to_step,
-    )
+def _range_of(run_id: UUID, from_step: int, to_step: int, **further: int) -> dict[str, UUID | int]:
+    return {"run_id": run_id, "from_step": from_step, "to_step": to_step, **further}
 
 
 def read_first_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int, count: int) -> list[bytes]:
@@ -176,5 +197,5 @@ def read_first_chunks(connection: Connection, run_id: UUID, from_step: int, to_s
 
 def read_first_step(connection: Connection, run_id: UUID) -> int | None:
     """Read the first stored step of a run."""
-    chunk = models.TelemetryChunk
-    return connection.scalar(select(func.min(chunk.first_step)).where(chunk.run_id == run_id))
+    first_step: int | None = connection.scalar(_READ_FIRST_STEP, {"run_id": run_id})
+    return first_step

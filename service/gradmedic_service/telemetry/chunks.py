@@ -124,6 +124,16 @@ class Chunk:
         """`[layer, sampled step]`: whether an optimizer touched the layer."""
         return self._frame[3]
 
+    @property
+    def layer_count(self) -> int:
+        """Number of layers that the run had."""
+        return self._header.layer_count
+
+    @property
+    def series_names(self) -> tuple[str, ...]:
+        """Names of the series of the steps and of the metrics."""
+        return (*self._header.series, *self._header.metrics)
+
     def read_statistic(self, name: str) -> NDArray[np.float32]:
         """Return a statistic as `[layer, sampled step]`; 0 where the layer was absent."""
         header = self._header

@@ -94,17 +94,12 @@ def unshuffle_each(parts: Sequence[bytes], dtype: np.dtype[Any], shape: tuple[in
     return np.ascontiguousarray(planes.transpose(0, 2, 1)).view(dtype).reshape(len(parts), *shape)
 
 
-def unshuffle_bytes(
-    data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], rows: NDArray[np.int64] | None = None
-) -> NDArray[Any]:
-    """Undo `shuffle_bytes`; `rows` selects rows of the last axis but one. Raises CorruptChunk."""
+def unshuffle_bytes(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Undo `shuffle_bytes`. Raises CorruptChunk."""
     if len(data) != math.prod(shape) * dtype.itemsize:
         raise CorruptChunk("a section has the wrong length")
     planes = np.frombuffer(data, dtype=np.uint8)
-    if rows is None:
-        return np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype).reshape(shape)
-    chosen = np.moveaxis(planes.reshape(dtype.itemsize, *shape)[..., rows, :], 0, -1)
-    return np.ascontiguousarray(chosen).view(dtype)[..., 0]
+    return np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype).reshape(shape)
 
 
 def pack_flags(mask: NDArray[np.bool_]) -> bytes:

@@ -39,7 +39,13 @@ def read_facts(connection: Connection, facts: FactsCache, run: RunRow) -> RunFac
 
 def new_diagnostician(facts: RunFacts, run: RunRow) -> Diagnostician:
     """Return a diagnostician that has read no step of the run."""
-    return Diagnostician(facts.layers, facts.training, framework=facts.framework, muted=run.muted_detectors)
+    return Diagnostician(
+        facts.layers,
+        facts.training,
+        framework=facts.framework,
+        muted=run.muted_detectors,
+        architecture=facts.architecture,
+    )
 
 
 def restore(connection: Connection, run: RunRow, facts: RunFacts) -> tuple[Diagnostician, int]:
@@ -124,7 +130,12 @@ def cut_after(block: Block, last_step: int) -> Block:
 def _restore_state(state: bytes, facts: RunFacts, run: RunRow) -> Diagnostician:
     """Return a diagnostician with a stored state. Raises StateError."""
     return Diagnostician.from_bytes(
-        state, facts.layers, facts.training, framework=facts.framework, muted=run.muted_detectors
+        state,
+        facts.layers,
+        facts.training,
+        framework=facts.framework,
+        muted=run.muted_detectors,
+        architecture=facts.architecture,
     )
 
 

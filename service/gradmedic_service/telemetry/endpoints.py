@@ -28,6 +28,7 @@ from gradmedic_service.http.dependencies import (
     FactsDependency,
     LimitsDependency,
     MetricsDependency,
+    RollupCacheDependency,
     RunCacheDependency,
     media_type,
 )
@@ -246,6 +247,7 @@ def read_steps(
     database: DatabaseDependency,
     limits: LimitsDependency,
     memory: AnswerMemoryDependency,
+    cache: RollupCacheDependency,
     statistic: Annotated[
         list[str],
         Query(
@@ -304,7 +306,7 @@ def read_steps(
         return StreamingResponse(parts, media_type=export_type)
     with database.reading_rows() as connection:
         series_table = service.read_series(
-            connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points, memory
+            connection, principal, run_id, statistic, layer or [], from_step, to_step, max_points, memory, cache
         )
     fields = field or NUMBERS
     if MSGPACK_MEDIA_TYPE not in accept.lower():

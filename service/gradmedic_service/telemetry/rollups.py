@@ -110,20 +110,19 @@ class Rollup:
         self.statistics = self._header.statistics
         self.series_names = self._header.series
 
-    def read_statistic(self, name: str, layers: NDArray[np.int64] | None = None) -> Aggregates:
-        """Return the aggregates of a statistic as `[layer, bucket]`, of the layers at these positions or of all."""
+    def read_statistic(self, name: str) -> Aggregates:
+        """Return the aggregates of a statistic as `[layer, bucket]`."""
         shape = (self.layer_count, len(self.first_step))
         data = decompress(self._sections[2 + self.statistics.index(name)])
         length = 4 * shape[0] * shape[1]
         if len(data) not in (4 * length, 5 * length):
             raise CorruptChunk("a section has the wrong length")
-        numbers = unshuffle_bytes(data[: 3 * length], np.dtype("<f4"), (3, *shape), layers)
-        nonfinite = unshuffle_bytes(data[3 * length : 4 * length], np.dtype("<u4"), shape, layers)
+        numbers = unshuffle_bytes(data[: 3 * length], np.dtype("<f4"), (3, *shape))
+        nonfinite = unshuffle_bytes(data[3 * length : 4 * length], np.dtype("<u4"), shape)
         infinite = np.zeros_like(nonfinite)
         if len(data) > 4 * length:
-            infinite = unshuffle_bytes(data[4 * length :], np.dtype("<u4"), shape, layers)
-        count = self._count if layers is None else self._count[layers]
-        return Aggregates(numbers[0], numbers[1], numbers[2], count, nonfinite, infinite)
+            infinite = unshuffle_bytes(data[4 * length :], np.dtype("<u4"), shape)
+        return Aggregates(numbers[0], numbers[1], numbers[2], self._count, nonfinite, infinite)
 
     @cached_property
     def series(self) -> Mapping[str, Aggregates]:

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic.protocol.series import Series, SeriesResult
+from gradmedic.protocol.series import SeriesResult
 
 NUMBERS = ("min", "mean", "max")
 """The numbers of a bucket that `field` selects; its counts are always there."""
@@ -45,22 +45,18 @@ class SeriesTable:
         steps = self.first_step.tolist(), self.last_step.tolist()
         empty = SeriesResult(run_id=run_id, first_step=steps[0], last_step=steps[1], series=[])
         yield msgspec.json.encode(empty).removesuffix(b"]}")
+        encoded_counts: dict[bytes, msgspec.Raw] = {}  # most series have the same, which are a third of the answer
         for row, (statistic, layer) in enumerate(self.names):
             is_finite = self.count[row] > self.nonfinite[row]
-            low, mean, high = (
-                _with_nulls(self.numbers[name][row], is_finite) if name in fields else [] for name in NUMBERS
-            )
-            count, nonfinite, infinite = (getattr(self, name)[row].tolist() for name in COUNTS)
-            series = Series(
-                statistic=statistic,
-                layer=layer,
-                min=low,
-                mean=mean,
-                max=high,
-                count=count,
-                nonfinite=nonfinite,
-                infinite=infinite,
-            )
+            series: dict[str, Any] = {"statistic": statistic, "layer": layer}
+            for name in NUMBERS:
+                series[name] = _with_nulls(self.numbers[name][row], is_finite) if name in fields else []
+            for name in COUNTS:
+                counts = getattr(self, name)[row]
+                key = counts.tobytes()
+                if key not in encoded_counts:
+                    encoded_counts[key] = msgspec.Raw(msgspec.json.encode(counts.tolist()))
+                series[name] = encoded_counts[key]
             yield (b"," if row else b"") + msgspec.json.encode(series)
         yield b"]}"
 
@@ -83,4 +79,7 @@ class SeriesTable:
 
 def _with_nulls(values: NDArray[np.float64], is_finite: NDArray[np.bool_]) -> list[float | None]:
     """Return the values with None where no value of the bucket is finite."""
-    return [value if finite else None for value, finite in zip(values.tolist(), is_finite.tolist(), strict=True)]
+    numbers: list[float | None] = values.tolist()
+    if is_finite.all():
+        return numbers
+    return [value if finite else None for value, finite in zip(numbers, is_finite.tolist(), strict=True)]

@@ -42,6 +42,7 @@ from gradmedic_service.telemetry.diagnosis_state import cut_after, read_facts
 from gradmedic_service.telemetry.errors import StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.progress_reading import current_progress, listed_progress, rebuild_progress
 from gradmedic_service.telemetry.repository import AppendedRun, RewoundRun, RunRow, StoredDiagnosis
+from gradmedic_service.telemetry.rollup_cache import RollupCache
 from gradmedic_service.telemetry.run_cache import CachedRun, RunCache
 from gradmedic_service.telemetry.series_accumulator import SeriesSelection
 from gradmedic_service.telemetry.series_table import SeriesTable
@@ -302,6 +303,7 @@ def read_series(
     to_step: int | None,
     max_points: int,
     memory: AnswerMemory,
+    cache: RollupCache,
 ) -> SeriesTable:
     """Return series in at most `max_points` buckets; without `layers`, of every layer of the run.
 
@@ -314,7 +316,7 @@ def read_series(
         most = MAX_SERIES_POINTS // selection.series_count
         message = f"{selection.series_count} series allow {most}; ask for fewer layers, statistics or points"
         raise InvalidRequest.at("max_points", message)
-    return series_reading.read_table(connection, run, selection, from_step, to_step, max_points, memory)
+    return series_reading.read_table(connection, run, selection, from_step, to_step, max_points, memory, cache)
 
 
 def read_blocks(
