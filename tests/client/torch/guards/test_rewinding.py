@@ -32,6 +32,7 @@ WEIGHTS = torch.arange(8.0)[:, None] / 8
 def state_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a state after each step, whatever it costs: the newest one does not depend on time then."""
     monkeypatch.setattr("gradmedic.torch.guards.snapshots_ring.TIME_SHARE", 1e9)
+    monkeypatch.setattr("gradmedic.torch.guards.snapshots_ring.SHORTEST_INTERVAL", 1)
 
 
 def make_model() -> nn.Sequential:
