@@ -6,8 +6,8 @@ closest to each other, measured by the ratio of their ages. So the newest state 
 from well before the onset of any trouble that is found late.
 
 The time is the CPU time of the training thread, as that of the sampler: a busy machine lengthens steps more than the
-short time of a state, which would be taken too often then. Where a device or a disk is waited for, it is the time on the
-wall.
+short time of a state, which would be taken too often then. Where a device or a disk is waited for, it is the time on
+the wall.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ logger = logging.getLogger("gradmedic")
 TIME_SHARE = 0.005
 """Share of the training's time that states may take, beside 0.015 for the statistics."""
 START_SECONDS = 0.5
-"""Seconds that states may take at the start beyond their share. So a short training, whose states cost little, has one of
-every `SHORTEST_INTERVAL` steps; and the memory of the first ones, which takes longer than they do, can be paid for."""
+"""Seconds that states may take at the start beyond their share. So a short training, whose states cost little, has one
+of every `SHORTEST_INTERVAL` steps; and the memory of the first ones, which takes longer than they do, can be paid."""
 SHORTEST_INTERVAL = 10
 """Fewest steps between two states. The training goes back by 20 steps more than needed after most kinds of trouble, so
 that states of each step would not help."""

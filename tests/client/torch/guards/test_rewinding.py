@@ -251,6 +251,21 @@ def test_an_unhealthy_verdict_goes_back_to_before_its_onset() -> None:
 
 
 @pytest.mark.usefixtures("state_of_each_step")
+def test_a_verdict_of_vanishing_does_not_go_back() -> None:
+    """Going back cannot help there: an earlier state has the same structure, and the steps would be lost."""
+    loop = Loop()
+    loop.train(100)
+    loop.run._reactions.events.append(
+        VerdictEvent(run_id=loop.run.id, verdict="vanishing", since_step=70, summary="It vanishes.")
+    )
+    loop.train(20)
+    assert loop.rewinds == []
+    assert loop.run._last_step == 119
+    assert loop.run.verdict == "vanishing"
+    loop.finish()
+
+
+@pytest.mark.usefixtures("state_of_each_step")
 def test_weights_that_were_thrown_away_come_back(tmp_path: Path) -> None:
     """A step that no gradient showed throws the weights away: they come back, and so does the rate."""
     last = nn.Linear(16, 1)

@@ -46,7 +46,7 @@ class Clock:
 
 
 class TimedState(TrainingState):
-    """A state whose snapshots take some seconds of a clock, the first one ten times as many, and one an interruption."""
+    """A state whose snapshots take some seconds of a clock: the first one ten times as many, one an interrupt too."""
 
     def __init__(self, training: Training, clock: Clock, seconds: float) -> None:
         super().__init__([training.model], [training.optimizer])
