@@ -155,7 +155,8 @@ def run_steps(step: float, snapshot: float, steps: int) -> tuple[SnapshotRing, l
     """Run steps that take some seconds; return the ring, the steps of the states, and the seconds that they took."""
     training, clock = Training(perceptron(), OPTIMIZERS["sgd"]), Clock()
     ring = SnapshotRing(TimedState(training, clock, snapshot), SnapshotFolder(Path("none"), "run"), clock=clock)
-    taken, seconds = [], 0.0
+    taken: list[int] = []
+    seconds = 0.0
     for number in range(steps):
         clock.now += step
         if ring.end_step():
