@@ -31,8 +31,13 @@ class Guard(Treatment):
         assert self._run is not None
         self._run.log(loss=loss)
 
+    @property
+    def is_at_start(self) -> bool:
+        """Whether every step is sampled because the run has just begun."""
+        return self._run is not None and self._run._sampler._is_at_start()
+
     def end_warm_up(self) -> None:
-        """Reset the sampler, which samples every step for a while at the start and after the first verdict."""
+        """Reset the sampler: after a start, and after a spike, it owes steps without a sample."""
         assert self._run is not None
         self._run.flush()
         sampler = self._run._sampler

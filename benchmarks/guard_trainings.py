@@ -226,6 +226,11 @@ class Treatment:
     def log(self, loss: Tensor) -> None:
         """End a step."""
 
+    @property
+    def is_at_start(self) -> bool:
+        """Whether steps cost more than later, because the training has just begun."""
+        return False
+
     def end_warm_up(self) -> None:
         """Begin to cost as much as in the middle of a long training."""
 

@@ -13,16 +13,14 @@ what they see in the process.
 A treatment touches a clean training if it changes any step. For guards, these are their guard actions; a training that
 ends in the range may have been touched.
 
-The cost is the CPU time of the training thread, of steps that take turns: without gradmedic, and with it and a guard.
+What the guards cost is measured by `benchmarks.guard_cost`.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import math
 import os
-import random
 import statistics
 import sys
 import tempfile
@@ -37,21 +35,15 @@ from pathlib import Path
 import torch
 
 from benchmarks import servers
-from benchmarks.guard_rules import GUARDS, NOTHING, TREATMENTS, WATCH, make_treatment
+from benchmarks.guard_cost import run_costs
+from benchmarks.guard_rules import GUARDS, NOTHING, TREATMENTS, make_treatment
 from benchmarks.guard_trainings import FAULTS, NETWORKS, OPTIMIZERS, Outcome, Program, draw_programs, train
-from benchmarks.training_loop import make_job
 from gradmedic_service.database import schema
 
 CLEAN_SEEDS = 5
 RANGE_SHARE, LOSS_SHARE = 0.25, 0.02
 """What is added to the worst of the clean seeds: a share of their range, and a share of that loss."""
 TARGET_SAVED, TARGET_TOUCHED = 0.90, 0
-TARGET_COSTS = {"gpt": 0.03, "mlp": 0.06}
-JOBS = {"gpt": "transformer, 10 M parameters, AdamW", "mlp": "perceptron, 50 layers, 3.2 M, Adam"}
-COST_STEPS = {"gpt": 40, "mlp": 200}
-SETTLING_STEPS = 25
-"""Steps before the cost is measured: a guard acts after 20, and gradmedic measures how long a step takes."""
-RESAMPLINGS = 400
 
 
 @dataclass(slots=True)
@@ -146,50 +138,6 @@ def print_tables(results: Sequence[Judged]) -> None:
         print(f"{treatment:20} {touched:>14} {f'{within} of {len(results)}':>14}")
 
 
-def measure_cost(job: str, url: str) -> dict[str, tuple[float, float, float]]:
-    """Return what a watch and each guard with it add to the CPU time of a step: the share, and its 95 % interval."""
-    names = (NOTHING, WATCH, *GUARDS)
-    trainings = {}
-    for name in names:
-        torch.manual_seed(0)
-        model, optimizer, compute_loss = make_job(job)
-        treatment = make_treatment(name, url)
-        treatment.begin(model, optimizer)
-        trainings[name] = (model, optimizer, compute_loss, treatment)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    draw = random.Random(0)
-    for step in range(SETTLING_STEPS + COST_STEPS[job]):
-        if step == SETTLING_STEPS:
-            for *_, treatment in trainings.values():
-                treatment.end_warm_up()
-        for name in draw.sample(names, len(names)):
-            model, optimizer, compute_loss, treatment = trainings[name]
-            begun = time.thread_time()
-            optimizer.zero_grad()
-            loss = compute_loss()
-            loss.backward()  # type: ignore[no-untyped-call]
-            treatment.change_gradients(model)
-            optimizer.step()
-            treatment.log(loss)
-            if step >= SETTLING_STEPS:
-                seconds[name].append(time.thread_time() - begun)
-    for *_, treatment in trainings.values():
-        treatment.finish()
-    costs = {}
-    for name in names[1:]:
-        pairs = list(zip(seconds[name], seconds[NOTHING], strict=True))
-        drawn = sorted(_overhead(draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLINGS))
-        costs[name] = (_overhead(pairs), drawn[RESAMPLINGS // 40], drawn[-RESAMPLINGS // 40])
-    return costs
-
-
-def _overhead(pairs: Sequence[tuple[float, float]]) -> float:
-    """Return the mean of the middle 90 percent of the ratios, less one: a busy machine makes some steps slow."""
-    ratios = sorted(guarded / plain for guarded, plain in pairs)
-    cut = len(ratios) // 20
-    return statistics.mean(ratios[cut : len(ratios) - cut]) - 1
-
-
 def run_trainings(count: int, seed: int, workers: int, *, is_verbose: bool) -> tuple[str, bool]:
     """Print what was saved and touched; return that in short, and whether the targets are met."""
     begun = time.monotonic()
@@ -211,27 +159,13 @@ def run_trainings(count: int, seed: int, workers: int, *, is_verbose: bool) -> t
 
 
 def run_cost() -> tuple[str, bool]:
-    """Print what the guards cost; return that in short, and whether the targets are met."""
-    torch.set_num_threads(1)
+    """Print what the guards cost, beside a service; return that in short, and whether the targets are met."""
     logging.getLogger("gradmedic").setLevel(logging.CRITICAL)
-    are_good, parts = [], []
     with tempfile.TemporaryDirectory() as folder:
         database = f"sqlite:///{folder}/guards.db"
         schema.upgrade(database)
         with servers.gradmedic(database, Path(folder)) as (url, _):
-            for job, description in JOBS.items():
-                for name, (share, low, high) in measure_cost(job, url).items():
-                    if name == WATCH:
-                        print(f"{name}: {share:.1%} [{low:.1%}, {high:.1%}] of a step, {description}")
-                        continue
-                    is_good = math.isfinite(share) and share <= TARGET_COSTS[job]
-                    are_good.append(is_good)
-                    parts.append(f"{name} costs {share:.1%} ({job}, target <= {TARGET_COSTS[job]:.0%})")
-                    print(
-                        f"bench-guards, cost of {name}: {share:.1%} [{low:.1%}, {high:.1%}] of a step, {description} "
-                        f"(target <= {TARGET_COSTS[job]:.0%}) {'PASS' if is_good else 'FAIL'}"
-                    )
-    return ", ".join(parts), all(are_good)
+            return run_costs(url)
 
 
 def main() -> int:

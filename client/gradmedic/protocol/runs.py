@@ -301,6 +301,8 @@ class RunSummary:
     """Last values of the first 64 metrics that the run has sent, by name. Probes are left out."""
     duration: float | None = None
     """Seconds from the first step to the last one. Null before the first step."""
+    guard_actions: int = 0
+    """Number of things that guards did in the run, of all generations: steps left out, rewinds and others."""
     config: dict[str, Any] = field(default_factory=dict)
     """The hyperparameters that the query of a list names under `config_keys`."""
 

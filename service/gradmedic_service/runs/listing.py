@@ -14,6 +14,7 @@ from gradmedic.protocol.run_lists import RunColumn, RunColumns, RunCounts, RunGr
 from gradmedic.protocol.runs import RunList
 from gradmedic_service.access.principal import Principal
 from gradmedic_service.database.engine import Session
+from gradmedic_service.guards import repository as guards
 from gradmedic_service.http.errors import InvalidRequest
 from gradmedic_service.http.paging import cut_page, position_id, position_of, position_time
 from gradmedic_service.runs import list_repository
@@ -60,7 +61,11 @@ def list_page(
     rows = list_repository.read_page(session, query, max_results + 1)
     page, token = cut_page(rows, max_results, _query_digest(query), lambda row: _position(query, row))
     configs = list_repository.read_configs(session, [run.id for run, _ in page]) if config_keys else {}
-    items = [to_summary(run, _cut_config(configs.get(run.id, {}), config_keys)) for run, _ in page]
+    guard_actions = guards.count_all_actions(session, [run.id for run, _ in page])
+    items = [
+        to_summary(run, guard_actions.get(run.id, 0), _cut_config(configs.get(run.id, {}), config_keys))
+        for run, _ in page
+    ]
     return RunList(items=items, next_page_token=token)
 
 

@@ -16,6 +16,7 @@ from gradmedic_service.access.principal import Principal
 from gradmedic_service.alerts import events
 from gradmedic_service.database import models
 from gradmedic_service.database.engine import Session
+from gradmedic_service.guards import repository as guards
 from gradmedic_service.projects import service as projects
 from gradmedic_service.projects.errors import ProjectFull
 from gradmedic_service.runs import repository
@@ -85,19 +86,19 @@ def create(session: Session, principal: Principal, body: RunCreate, limits: Limi
             raise ProjectFull(
                 f"Project {body.project!r} has {limits.max_runs_per_project} runs, as many as it may; delete some."
             )
-        return _to_detail(run), True
+        return _to_detail(session, run), True
     existing = repository.find(session, run_id)
     if existing is None or not principal.reaches_run(run_id, existing.project):
         raise RunExists(f"The id {run_id} is taken; leave it out to be given one.")
     difference = _describe_difference(existing, body)
     if difference is not None:
         raise RunExists(f"Run {run_id} exists with {difference}.")
-    return _to_detail(existing), False
+    return _to_detail(session, existing), False
 
 
 def get(session: Session, principal: Principal, run_id: UUID) -> RunDetail:
     """Return a run. Raises RunNotFound, also for a run that the principal does not reach."""
-    return _to_detail(find_run(session, principal, run_id))
+    return _to_detail(session, find_run(session, principal, run_id))
 
 
 def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate, limits: Limits) -> RunDetail:
@@ -128,7 +129,7 @@ def update(session: Session, principal: Principal, run_id: UUID, body: RunUpdate
         repository.set_tags(session, run, body.tags)
     repository.touch(run)
     _record_status(session, run, status_before)
-    return _to_detail(run)
+    return _to_detail(session, run)
 
 
 def remove(session: Session, principal: Principal, run_id: UUID) -> None:
@@ -214,9 +215,9 @@ def _append_layers(run: models.Run, layers: list[Layer], limits: Limits) -> None
     run.layer_counts = [*run.layer_counts, len(run.details.layers)]
 
 
-def _to_detail(run: models.Run) -> RunDetail:
+def _to_detail(session: Session, run: models.Run) -> RunDetail:
     return RunDetail(
-        **summary_fields(run),
+        **summary_fields(run, guards.count_all_actions(session, [run.id]).get(run.id, 0)),
         notes=run.details.notes,
         config=run.details.config,
         statistics=run.statistics,

@@ -9,12 +9,12 @@ from gradmedic_service.database import models
 from gradmedic_service.runs.progress import RunProgress, read_progress
 
 
-def to_summary(run: models.Run, config: dict[str, Any] | None = None) -> RunSummary:
-    """Return a run as lists show it, with some of its hyperparameters."""
-    return RunSummary(**summary_fields(run), config=config or {})
+def to_summary(run: models.Run, guard_actions: int, config: dict[str, Any] | None = None) -> RunSummary:
+    """Return a run as lists show it, with the number of its guard actions and some of its hyperparameters."""
+    return RunSummary(**summary_fields(run, guard_actions), config=config or {})
 
 
-def summary_fields(run: models.Run) -> dict[str, Any]:
+def summary_fields(run: models.Run, guard_actions: int) -> dict[str, Any]:
     """Return the fields that a run has in a list and alone."""
     progress = read_progress(run.progress)
     return {
@@ -41,6 +41,7 @@ def summary_fields(run: models.Run) -> dict[str, Any]:
         "loss": None if progress is None else _to_loss(progress),
         "last_metrics": {} if progress is None else {name: last.value for name, last in progress.metrics.items()},
         "duration": run.duration,
+        "guard_actions": guard_actions,
     }
 
 

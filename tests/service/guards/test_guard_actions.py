@@ -261,6 +261,18 @@ def test_a_deleted_run_takes_its_actions_along(client: TestClient, create_run: C
         assert session.scalar(select(func.count()).select_from(GuardAction)) == 0
 
 
+def test_runs_have_the_number_of_their_actions(client: TestClient, create_run: CreateRun) -> None:
+    """A list and a single run count what guards did, of all generations, each run for itself."""
+    run, other = create_run(client), create_run(client)
+    append(client, run, block(0, 200, 110, 130, 150))
+    rewind(client, run, 140, 0, guard_action=action(200, "rewind"))
+    append(client, other, block(0, 3))
+    listed = {item["id"]: item["guard_actions"] for item in client.get("/api/v1/runs").json()["items"]}
+    counts = {each: client.get(each).json()["guard_actions"] for each in (run, other)}
+    assert counts == {run: 4, other: 0}
+    assert listed == {each.rpartition("/")[2]: count for each, count in counts.items()}
+
+
 def test_the_diagnosis_reports_the_guards(client: TestClient, create_run: CreateRun) -> None:
     """The report counts all actions and names the rewinds; without actions, and for earlier steps, there is none."""
     run = create_run(client)

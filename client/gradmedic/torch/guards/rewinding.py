@@ -50,6 +50,9 @@ STRETCH = 100
 MARGIN = 20
 """Steps before the onset from which a state is taken where a gradient, a loss or a verdict shows the trouble. What
 causes it, as a learning rate that jumps, begins some steps earlier."""
+CURABLE_VERDICT = "exploding"
+"""The verdict on which the training goes back. Vanishing gradients come from the structure, the initialization or units
+that died little by little: other batches from an earlier state on lead there again, and the steps are lost."""
 _LATE_REASONS = ("gradient_spike", "loss_spike", "verdict")
 RATE_FACTOR = 0.5
 """Factor of the learning rate for each further rewind in a stretch."""
@@ -126,7 +129,8 @@ class Rewinder:
 
     def note_verdict(self, event: VerdictEvent) -> None:
         """Note that the service's verdict has become unhealthy."""
-        self._signs.note_verdict(event.verdict, event.since_step)
+        if event.verdict == CURABLE_VERDICT:
+            self._signs.note_verdict(event.verdict, event.since_step)
 
     def end_step(self, step: int, loss: Any) -> None:
         """End a step of the run, after it was recorded. Go back if there is reason to, else perhaps keep the state.

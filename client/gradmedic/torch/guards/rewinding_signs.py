@@ -204,7 +204,7 @@ class Signs:
             self._rate_jump = (before, rate)
 
     def note_verdict(self, verdict: str, since_step: int | None) -> None:
-        """Note that the service's verdict has become unhealthy."""
+        """Note a verdict of the service from which the training should go back."""
         self._verdict = (verdict, since_step)
 
     def end_step(self, step: int, losses: Sequence[tuple[int, float]]) -> Trouble | None:

@@ -57,6 +57,13 @@ function verdictCell(run) {
   return el("span", { class: "verdict", title }, run.level === "attention" ? attentionBadge(run.level) : badge(run.verdict), where ? el("span", { class: "where" }, el("bdi", {}, where)) : null);
 }
 
+/** The status, and whether guards acted: such a run may be healthy because they did. */
+function statusCell(run) {
+  if (!run.guard_actions) return statusWord(run.status);
+  const title = `Guards acted ${run.guard_actions === 1 ? "once" : `${integer(run.guard_actions)} times`} in this run`;
+  return el("span", { title }, statusWord(run.status), el("span", { class: "muted small guarded" }, " guarded"));
+}
+
 const tagsCell = (run) => run.tags.map((tag) => el("a", { class: "tag", href: `/?${new URLSearchParams({ tag })}`, title: `Runs with the tag ${tag}` }, tag));
 
 const STANDARD = [
@@ -65,7 +72,7 @@ const STANDARD = [
   { name: "last_step", label: "Step", cell: (run) => integer(run.last_step), isNumber: true, isShown: true, first: "-last_step" },
   { name: "duration", label: "Duration", cell: (run) => durationText(run.duration), isNumber: true, isShown: true, first: "-duration" },
   { name: "created_at", label: "Started", cell: (run) => el("time", { datetime: run.created_at, title: new Date(run.created_at).toLocaleString() }, ago(run.created_at)), isShown: true, first: "-created_at" },
-  { name: "status", label: "Status", cell: (run) => statusWord(run.status), isShown: true },
+  { name: "status", label: "Status", cell: statusCell, isShown: true },
   { name: "tags", label: "Tags", cell: tagsCell, isShown: true, isUnsorted: true },
   { name: "project", label: "Project", cell: (run) => run.project, isShown: true },
   { name: "group", label: "Group", cell: (run) => run.group ?? "–" },

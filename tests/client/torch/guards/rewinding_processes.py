@@ -33,7 +33,7 @@ def train(kind: str, rank: int, folder: str) -> dict[str, Any]:
     """Train; return the rewinds, the weights, the last step, and what was logged."""
     logged: list[str] = []
     logging.getLogger("gradmedic").addHandler(_Keeper(logged))
-    snapshots_ring.TIME_SHARE = 1e9  # a state after each step
+    snapshots_ring.TIME_SHARE, snapshots_ring.SHORTEST_INTERVAL = 1e9, 1  # a state after each step
     model = make_model("fsdp" if kind == "fsdp" else "ddp")
     KEPT.append(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)

@@ -32,6 +32,7 @@ WEIGHTS = torch.arange(8.0)[:, None] / 8
 def state_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep a state after each step, whatever it costs: the newest one does not depend on time then."""
     monkeypatch.setattr("gradmedic.torch.guards.snapshots_ring.TIME_SHARE", 1e9)
+    monkeypatch.setattr("gradmedic.torch.guards.snapshots_ring.SHORTEST_INTERVAL", 1)
 
 
 def make_model() -> nn.Sequential:
@@ -246,6 +247,21 @@ def test_an_unhealthy_verdict_goes_back_to_before_its_onset() -> None:
     assert loop.run._last_step == target
     assert float(loop.optimizer.state[next(loop.model.parameters())]["step"]) == target + 1
     assert loop.run.verdict == "undetermined"
+    loop.finish()
+
+
+@pytest.mark.usefixtures("state_of_each_step")
+def test_a_verdict_of_vanishing_does_not_go_back() -> None:
+    """Going back cannot help there: an earlier state has the same structure, and the steps would be lost."""
+    loop = Loop()
+    loop.train(100)
+    loop.run._reactions.events.append(
+        VerdictEvent(run_id=loop.run.id, verdict="vanishing", since_step=70, summary="It vanishes.")
+    )
+    loop.train(20)
+    assert loop.rewinds == []
+    assert loop.run._last_step == 119
+    assert loop.run.verdict == "vanishing"
     loop.finish()
 
 

@@ -20,7 +20,15 @@ from tests.client.torch.watched_models import OPTIMIZERS, perceptron
 
 from gradmedic.torch.guards import snapshots_room
 from gradmedic.torch.guards.snapshots import CannotRestore, TrainingState
-from gradmedic.torch.guards.snapshots_ring import LARGEST_AGE, SUFFICIENT_AGE, TIME_SHARE, KeptState, SnapshotRing
+from gradmedic.torch.guards.snapshots_ring import (
+    LARGEST_AGE,
+    SHORTEST_INTERVAL,
+    START_SECONDS,
+    SUFFICIENT_AGE,
+    TIME_SHARE,
+    KeptState,
+    SnapshotRing,
+)
 from gradmedic.torch.guards.snapshots_room import MOST_KEPT, Room, SnapshotFolder, find_free_memory, find_room
 
 MIB = 2**20
@@ -38,15 +46,17 @@ class Clock:
 
 
 class TimedState(TrainingState):
-    """A state whose snapshots take some seconds of a clock, the first one ten times as many."""
+    """A state whose snapshots take some seconds of a clock: the first one ten times as many, one an interrupt too."""
 
     def __init__(self, training: Training, clock: Clock, seconds: float) -> None:
         super().__init__([training.model], [training.optimizer])
         self._clock, self._seconds = clock, seconds
+        self.interruption = 0.0
 
     def take(self, step: int, reused: object = None) -> object:  # type: ignore[override]
         """Take a snapshot."""
-        self._clock.now += self._seconds * (10 if reused is None and step < 1 else 1)
+        self._clock.now += self._seconds * (10 if reused is None and step < 1 else 1) + self.interruption
+        self.interruption = 0.0
         return super().take(step, reused)  # type: ignore[arg-type]
 
 
@@ -104,17 +114,57 @@ def test_ages_grow_exponentially(
 
 
 @settings(max_examples=15, deadline=None)
-@given(step=st.floats(1e-4, 10.0), snapshot=st.floats(1e-5, 10.0))
-def test_snapshots_take_their_share_of_the_time(step: float, snapshot: float) -> None:
-    """The interval is the shortest one at which they take no more, whatever the first one took."""
-    training = Training(perceptron(), OPTIMIZERS["sgd"])
-    clock = Clock()
+@given(step=st.floats(1e-3, 10.0), snapshot=st.floats(1e-5, 10.0))
+def test_states_take_their_share_of_the_time(step: float, snapshot: float) -> None:
+    """They take no more than their share and a start, whatever the first one took; and no time is left unused."""
+    ring, _, seconds = run_steps(step, snapshot, 1500)
+    allowed = TIME_SHARE * 1500 * step + START_SECONDS
+    assert seconds <= allowed + 11 * snapshot  # one at least, and the first one takes as long as ten
+    unused = allowed - seconds
+    assert unused < START_SECONDS + 2 * snapshot + TIME_SHARE * SHORTEST_INTERVAL * step or (
+        ring.steps[-1] - ring.steps[-2] == SHORTEST_INTERVAL
+    )
+
+
+def test_a_short_training_has_a_state_of_each_ten_steps() -> None:
+    """Its states take more than their share, but less time than the start may take; the first ones come soon."""
+    _, taken, _ = run_steps(step=0.005, snapshot=0.001, steps=300)
+    assert taken[:6] == [0, 1, 3, 7, 15, 25]
+    assert taken[-1] >= 300 - SHORTEST_INTERVAL
+    assert len(taken) < 300 / SHORTEST_INTERVAL + 5
+
+
+def test_an_interrupt_while_a_state_is_taken_is_paid_off() -> None:
+    """The next state waits until the steps have earned what the interrupt took."""
+    training, clock = Training(perceptron(), OPTIMIZERS["sgd"]), Clock()
+    state = TimedState(training, clock, 0.01)
+    ring = SnapshotRing(state, SnapshotFolder(Path("none"), "run"), clock=clock)
+    taken = []
+    for number in range(1200):
+        clock.now += 1.0
+        if ring.end_step():
+            state.interruption = 3.0 if len(taken) == 20 else 0.0
+            ring.take(number)
+            taken.append(number)
+    after = taken[20:]
+    assert after[1] - after[0] >= (3.0 - START_SECONDS) / TIME_SHARE
+    assert after[2] - after[1] < 20
+
+
+def run_steps(step: float, snapshot: float, steps: int) -> tuple[SnapshotRing, list[int], float]:
+    """Run steps that take some seconds; return the ring, the steps of the states, and the seconds that they took."""
+    training, clock = Training(perceptron(), OPTIMIZERS["sgd"]), Clock()
     ring = SnapshotRing(TimedState(training, clock, snapshot), SnapshotFolder(Path("none"), "run"), clock=clock)
-    for number in range(40):
+    taken: list[int] = []
+    seconds = 0.0
+    for number in range(steps):
         clock.now += step
         if ring.end_step():
+            began = clock.now
             ring.take(number)
-    assert ring.interval == pytest.approx(max(1, math.ceil(snapshot / (TIME_SHARE * step))), abs=1)
+            taken.append(number)
+            seconds += clock.now - began
+    return ring, taken, seconds
 
 
 @pytest.mark.usefixtures("on_disk")
