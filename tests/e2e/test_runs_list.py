@@ -10,11 +10,11 @@ from typing import Any
 import httpx2
 import pytest
 from benchmarks.page import fill_list
-from benchmarks.servers import gradmedic
 from playwright.sync_api import Page, expect
 from pydantic import SecretStr
 from tests.e2e.conftest import StartService
 from tests.support.accessibility import violations
+from tests.support.services import run_service
 
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
@@ -190,8 +190,8 @@ def address_of_many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database = Database(Settings(database_url=SecretStr(url)))
     fill_list(database, MANY)
     database.close()
-    with gradmedic(url, folder) as (address, _):
-        yield address
+    with run_service(folder, url) as running:
+        yield running.url
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])
