@@ -506,7 +506,7 @@ def expected_answer(case: Case, app: FastAPI, scopes: set[str], *, is_of_run: bo
     return case.answer_to_run_key or case.answer if is_of_run else case.answer
 
 
-@pytest.mark.parametrize(("scope", "backend"), zip(SCOPES, cycle(["sqlite", "postgresql"]), strict=False))
+@pytest.mark.parametrize(("scope", "backend"), [*zip(SCOPES, cycle(["sqlite", "postgresql"]), strict=False)])
 def test_ids_of_another_project(
     scope: str, client_with_key: Any, mine: Objects, database: Database, session_app: FastAPI
 ) -> None:
