@@ -124,7 +124,7 @@ def fill(address: str, name: str, step_values: Step, steps: int, blocks: int = 8
         for block in range(blocks)
         for kind, role, shape in (("weight", "weight", [8, 8]), ("bias", "bias", [8]))
     ]
-    with httpx2.Client(base_url=f"{address}/api/v1", timeout=60) as client:
+    with httpx2.Client(base_url=f"{address}/api/v1") as client:
         body = {
             "project": "pages", "name": name, "layers": layers, "tags": ["seen"], "framework": "torch 2.13.0",
             "statistics": ["grad_norm", "weight_norm", "update_norm"], "config": {"lr": 0.1}, **fields,

@@ -282,7 +282,7 @@ def test_the_depth_chart_has_a_zoom_of_its_own(open_page: Any, service: Service)
 
 def test_layers_are_in_the_order_of_their_use(open_page: Any, service: Service) -> None:
     """Rows of the heatmap follow the depth of the layers, and a note is there only if that is no order of use."""
-    with httpx2.Client(base_url=f"{service.url}/api/v1", timeout=60) as client:
+    with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
         runs = {}
         for order in ("execution", "registration"):
             names = ("head", "middle", "stem")

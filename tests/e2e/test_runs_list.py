@@ -33,7 +33,7 @@ def address(tmp_path: Path, start_service: StartService) -> str:
     url = f"sqlite:///{tmp_path / 'runs.db'}"
     schema.upgrade(url)
     service = start_service(url)
-    with httpx2.Client(base_url=f"{service}{API}", timeout=60) as client:
+    with httpx2.Client(base_url=f"{service}{API}") as client:
         add_run(client, "slow", [3.0, 2.0], config={"lr": 0.001, "model": {"width": 8}}, tags=["kept"])
         add_run(client, "fast", [3.0, 1.0], config={"lr": 0.1}, metrics={"accuracy": [None, 0.75]})
         add_run(client, "broken", [1.0] * 20 + ["NaN"] * 20, rows=[[1.0, 1.0]] * 20 + [[1.0, "NaN"]] * 20, group="g")
