@@ -25,7 +25,7 @@ def http(service_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[httpx2.C
     """The service, which the command finds by the environment. Waiting reruns are cancelled at the end of the test."""
     monkeypatch.setenv("GRADMEDIC_BASE_URL", service_url)
     monkeypatch.setenv("COLUMNS", "200")
-    with httpx2.Client(base_url=service_url, timeout=30) as client, gradmedic.Client(service_url) as sdk_client:
+    with httpx2.Client(base_url=service_url) as client, gradmedic.Client(service_url) as sdk_client:
         yield client
         for status in ("queued", "running"):
             for rerun in list(sdk_client.reruns.list(status=status)):

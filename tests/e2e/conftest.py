@@ -13,14 +13,16 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-from benchmarks.servers import gradmedic
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
 from tests.support.played_worker import CLIP, SLOW, PlayedWorker, rerun, suspect
+from tests.support.services import run_service
 
 from gradmedic_service.database import schema
 
 PATIENCE = 300_000
 """Longest wait in milliseconds for a page or a job; only a failure takes so long."""
+LEASE = 300.0
+"""Seconds after which a silent worker loses its trials; the workers that tests play are silent."""
 BLOCK = 50
 NAN_FROM, INFINITE_FROM, RISING_FROM = 180, 160, 120
 """First steps of the exploding run with NaN, infinite and rising gradients."""
@@ -67,7 +69,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
     url = f"sqlite:///{folder / 'pages.db'}"
     schema.upgrade(url)
-    with gradmedic(url, folder) as (address, _):
+    with run_service(folder, url, lease=LEASE) as running:
+        address = running.url
         exploding = fill(address, "no clipping", exploding_step, 200)
         healthy = fill(address, "clipped", healthy_step, 200)
         vanishing = fill(address, "sigmoid", vanishing_step, 200)
@@ -121,7 +124,7 @@ def fill(address: str, name: str, step_values: Step, steps: int, blocks: int = 8
         for block in range(blocks)
         for kind, role, shape in (("weight", "weight", [8, 8]), ("bias", "bias", [8]))
     ]
-    with httpx2.Client(base_url=f"{address}/api/v1", timeout=60) as client:
+    with httpx2.Client(base_url=f"{address}/api/v1") as client:
         body = {
             "project": "pages", "name": name, "layers": layers, "tags": ["seen"], "framework": "torch 2.13.0",
             "statistics": ["grad_norm", "weight_norm", "update_norm"], "config": {"lr": 0.1}, **fields,
@@ -165,8 +168,7 @@ def start_service(tmp_path: Path) -> Iterator[StartService]:
     with ExitStack() as stack:
 
         def start(database_url: str, *options: str) -> str:
-            address, _ = stack.enter_context(gradmedic(database_url, tmp_path, *options))
-            return address
+            return stack.enter_context(run_service(tmp_path, database_url, *options, lease=LEASE)).url
 
         yield start
 

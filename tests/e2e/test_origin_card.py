@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import expect
 from tests.e2e.conftest import Service, append, fill
 from tests.support.accessibility import violations
+from tests.support.clipboard import copy_from
 
 BORN = 40
 """Step at which the loss and the gradients become NaN."""
@@ -70,9 +71,7 @@ def test_the_card_has_the_sentence_and_the_fix(
     fix = httpx2.get(f"{service.url}/api/v1/runs/{located}/diagnosis").json()["origin"]["fix"]
     expect(card.locator(".snippet code")).to_have_text(fix["snippet"])
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    card.get_by_role("button", name="Copy").click()
-    expect(card.get_by_role("button", name="Copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == fix["snippet"]
+    assert copy_from(card) == fix["snippet"]
     expect(page.locator("#causes li").first).to_be_visible()
     card.get_by_text("The batch of that step").click()
     expect(card.locator("li")).to_have_text(

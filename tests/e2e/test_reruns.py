@@ -14,6 +14,7 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 from tests.e2e.conftest import PATIENCE, Service, StartService
+from tests.support.clipboard import copy_from
 from tests.support.played_worker import CLIP, SLOW, STEPS, PlayedWorker, rerun, suspect
 
 from gradmedic_service.database import schema
@@ -98,9 +99,7 @@ def test_a_finished_rerun_shows_its_outcomes(open_page: Any, service: Service) -
     )
     code = rows.filter(has_text="Code").first
     code.get_by_text("Code", exact=True).click()
-    code.get_by_role("button", name="Copy").click()
-    expect(code.get_by_role("button", name="Copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == code.locator("code").inner_text()
+    assert copy_from(code) == code.locator("code").inner_text()
     page.locator("#race-chart .chart").focus()
     page.keyboard.press("Home")
     expect(page.locator("#race-chart .readout")).to_contain_text(re.compile(r"step 0: .*unchanged control, seed 0 \d"))
@@ -164,7 +163,12 @@ def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartSer
     schema.upgrade(url)
     address = start_service(url, "--with-worker", str(EXAMPLES / "worker.toml"))
     page = open_page(address)
-    environment = {"PATH": "/usr/bin:/bin", "GRADMEDIC_BASE_URL": address, "GRADMEDIC_RUN_NAME": "watched job"}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "GRADMEDIC_BASE_URL": address,
+        "GRADMEDIC_RUN_NAME": "watched job",
+        "OMP_NUM_THREADS": "1",  # beside other tests, threads of torch would wait for each other busily
+    }
     with (tmp_path / "job.log").open("w") as log:
         script = [sys.executable, str(EXAMPLES / "rnn_language_model.py"), "--steps", "200"]
         job = subprocess.Popen(script, stdout=log, stderr=log, env=environment, cwd=tmp_path)
@@ -190,7 +194,7 @@ def test_the_whole_journey_of_a_real_job(open_page: Any, start_service: StartSer
     page.get_by_label("Seeds").fill("1")
     page.get_by_label("Steps per trial").fill("100")
     page.get_by_role("button", name="Race the remedies").click()
-    expect(page.locator("#trials")).to_contain_text("running")
+    expect(page.locator("#trials")).to_contain_text(re.compile("running|done"))
     expect(page.locator("#status")).to_have_text("done")
     stored = httpx2.get(f"{address}/api/v1{page.url.removeprefix(address)}").json()
     expect(page.locator("#candidates tbody tr").nth(1)).to_contain_text(stored["candidates"][1]["outcome"]["state"])

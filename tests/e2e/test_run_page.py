@@ -16,7 +16,6 @@ from urllib.parse import parse_qs, urlsplit
 import httpx2
 import numpy as np
 import pytest
-from benchmarks.servers import gradmedic
 from playwright.sync_api import Page, expect
 from pydantic import SecretStr, TypeAdapter
 from tests.e2e.conftest import (
@@ -30,7 +29,9 @@ from tests.e2e.conftest import (
     healthy_step,
 )
 from tests.support.accessibility import violations
+from tests.support.clipboard import copy_from
 from tests.support.patience import PATIENCE
+from tests.support.services import run_service
 
 from gradmedic.protocol.runs import RunCreate
 from gradmedic_diagnosis import StepSeries
@@ -133,9 +134,7 @@ def test_the_page_shows_the_diagnosis(open_page: Any, service: Service) -> None:
     expect(page.locator("#findings li")).to_have_count(len(diagnosis["findings"]))
     first = page.locator("#advice li").first
     expect(first).to_contain_text(diagnosis["advice"][0]["reason"])
-    first.get_by_role("button", name="Copy").click()
-    expect(first.get_by_role("button", name="Copied")).to_be_visible()
-    assert page.evaluate("navigator.clipboard.readText()") == diagnosis["advice"][0]["snippet"]
+    assert copy_from(first) == diagnosis["advice"][0]["snippet"]
     expect(page).to_have_title(re.compile("no clipping · exploding"))
 
 
@@ -283,7 +282,7 @@ def test_the_depth_chart_has_a_zoom_of_its_own(open_page: Any, service: Service)
 
 def test_layers_are_in_the_order_of_their_use(open_page: Any, service: Service) -> None:
     """Rows of the heatmap follow the depth of the layers, and a note is there only if that is no order of use."""
-    with httpx2.Client(base_url=f"{service.url}/api/v1", timeout=60) as client:
+    with httpx2.Client(base_url=f"{service.url}/api/v1") as client:
         runs = {}
         for order in ("execution", "registration"):
             names = ("head", "middle", "stem")
@@ -474,8 +473,8 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if cached_run is not None:
             run_cache.add(cached_run)
     database.close()
-    with gradmedic(url, folder) as (address, _):
-        yield address, str(run.id)
+    with run_service(folder, url) as running:
+        yield running.url, str(run.id)
 
 
 def test_one_nan_of_a_long_run_is_visible(open_page: Any, long_run: tuple[str, str]) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import httpx2
 import pytest
 from benchmarks.page import fill_list
-from benchmarks.servers import gradmedic
 from playwright.sync_api import Page, expect
 from pydantic import SecretStr
 from tests.e2e.conftest import StartService
 from tests.support.accessibility import violations
+from tests.support.services import run_service
 
 from gradmedic_service.database import schema
 from gradmedic_service.database.engine import Database
@@ -33,7 +33,7 @@ def address(tmp_path: Path, start_service: StartService) -> str:
     url = f"sqlite:///{tmp_path / 'runs.db'}"
     schema.upgrade(url)
     service = start_service(url)
-    with httpx2.Client(base_url=f"{service}{API}", timeout=60) as client:
+    with httpx2.Client(base_url=f"{service}{API}") as client:
         add_run(client, "slow", [3.0, 2.0], config={"lr": 0.001, "model": {"width": 8}}, tags=["kept"])
         add_run(client, "fast", [3.0, 1.0], config={"lr": 0.1}, metrics={"accuracy": [None, 0.75]})
         add_run(client, "broken", [1.0] * 20 + ["NaN"] * 20, rows=[[1.0, 1.0]] * 20 + [[1.0, "NaN"]] * 20, group="g")
@@ -190,8 +190,8 @@ def address_of_many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database = Database(Settings(database_url=SecretStr(url)))
     fill_list(database, MANY)
     database.close()
-    with gradmedic(url, folder) as (address, _):
-        yield address
+    with run_service(folder, url) as running:
+        yield running.url
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 390)])

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from urllib.parse import urlsplit
 
+from tests.support.patience import PATIENCE
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -77,7 +79,7 @@ class FaultyProxy:
         with self._changed:
             self._faults.extend(faults)
 
-    def wait_for(self, condition: Callable[[list[ProxiedRequest]], bool], timeout: float = 60.0) -> None:
+    def wait_for(self, condition: Callable[[list[ProxiedRequest]], bool], timeout: float = PATIENCE) -> None:
         """Wait until the requests so far fulfil a condition."""
         with self._changed:
             assert self._changed.wait_for(lambda: condition(self.requests), timeout), self.requests
@@ -117,7 +119,7 @@ class FaultyProxy:
             self._changed.notify_all()
 
     def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes, dict[str, str]]:
-        connection = http.client.HTTPConnection(self._target, timeout=30)
+        connection = http.client.HTTPConnection(self._target, timeout=PATIENCE)
         try:
             headers = {k: v for k, v in handler.headers.items() if k.lower() not in ("host", "connection")}
             connection.request(handler.command, handler.path, body, headers)

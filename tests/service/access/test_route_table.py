@@ -10,6 +10,7 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import cycle
 from typing import Any
 from uuid import UUID
 
@@ -505,7 +506,7 @@ def expected_answer(case: Case, app: FastAPI, scopes: set[str], *, is_of_run: bo
     return case.answer_to_run_key or case.answer if is_of_run else case.answer
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(("scope", "backend"), [*zip(SCOPES, cycle(["sqlite", "postgresql"]), strict=False)])
 def test_ids_of_another_project(
     scope: str, client_with_key: Any, mine: Objects, database: Database, session_app: FastAPI
 ) -> None:
@@ -521,8 +522,17 @@ def test_ids_of_another_project(
     assert mistakes == []
 
 
-@pytest.mark.parametrize("project", ["theirs", "mine"])
-@pytest.mark.parametrize("kind", ["run", "attempt", "ticket"])
+@pytest.mark.parametrize(
+    ("kind", "project", "backend"),
+    [
+        ("run", "theirs", "sqlite"),
+        ("run", "mine", "postgresql"),
+        ("attempt", "theirs", "postgresql"),
+        ("attempt", "mine", "sqlite"),
+        ("ticket", "theirs", "sqlite"),
+        ("ticket", "mine", "postgresql"),
+    ],
+)
 def test_ids_beyond_the_run_of_a_key(
     kind: str, project: str, client_with_key: Any, mine: Objects, database: Database, session_app: FastAPI
 ) -> None:
