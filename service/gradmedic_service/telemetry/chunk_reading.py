@@ -11,10 +11,8 @@ from uuid import UUID
 
 from gradmedic_service.database.engine import Connection
 from gradmedic_service.telemetry import chunk_repository
+from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS
 from gradmedic_service.telemetry.chunks import Chunk, concatenate_blocks, decode_chunk, encode_chunk
-
-JOINED_STEPS = 50
-"""Number of steps from which on a chunk is passed on: as many as a full chunk has (`chunk_writer`)."""
 
 
 def read_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: int) -> Iterator[Chunk]:
@@ -22,15 +20,15 @@ def read_chunks(connection: Connection, run_id: UUID, from_step: int, to_step: i
     short: list[bytes] = []
     steps = 0
     for step_count, data in chunk_repository.read_chunks(connection, run_id, from_step, to_step):
-        if short and step_count >= JOINED_STEPS:
+        if short and step_count >= FULL_CHUNK_STEPS:
             yield _join(short)
             short, steps = [], 0
-        if step_count >= JOINED_STEPS:
+        if step_count >= FULL_CHUNK_STEPS:
             yield Chunk(data)
             continue
         short.append(data)
         steps += step_count
-        if steps >= JOINED_STEPS:
+        if steps >= FULL_CHUNK_STEPS:
             yield _join(short)
             short, steps = [], 0
     if short:

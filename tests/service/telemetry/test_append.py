@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from starlette.testclient import TestClient
 from tests.support.locks import is_transaction_waiting
 
@@ -27,6 +27,7 @@ from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import Run, TelemetryChunk
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
+from gradmedic_service.telemetry.chunk_reading import read_chunks
 from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.run_cache import RunCache
@@ -205,6 +206,48 @@ def test_single_steps_are_merged_into_few_chunks(client: TestClient, create_run:
         full, short = divmod(step + 1, FULL_CHUNK_STEPS)
         assert lengths == [FULL_CHUNK_STEPS] * full + [1] * short
     assert series(client, run, "loss")["series"][0]["mean"] == [float(step) for step in range(150)]
+
+
+def test_short_chunks_are_joined_when_they_are_read(client: TestClient, create_run: Any, database: Database) -> None:
+    """Steps that were sent one by one are read as few chunks, whatever range is asked for."""
+    run = create_run(client)
+    client.post(f"{run}/steps", json=steps_of(0, FULL_CHUNK_STEPS))
+    for step in range(FULL_CHUNK_STEPS, FULL_CHUNK_STEPS + 12):
+        client.post(f"{run}/steps", json=steps_of(step, 1))
+    run_id = UUID(run.rpartition("/")[2])
+    with database.reading_rows() as connection:
+        whole, tail = read_chunks(connection, run_id, 0, 10**6)
+        (part,) = read_chunks(connection, run_id, FULL_CHUNK_STEPS + 3, FULL_CHUNK_STEPS + 6)
+    assert whole.steps.tolist() == list(range(FULL_CHUNK_STEPS))
+    assert tail.steps.tolist() == list(range(FULL_CHUNK_STEPS, FULL_CHUNK_STEPS + 12))
+    assert tail.read_statistic("grad_norm")[1].tolist() == [step + 0.5 for step in tail.steps.tolist()]
+    assert part.steps.tolist() == list(range(FULL_CHUNK_STEPS + 3, FULL_CHUNK_STEPS + 7))
+
+
+def test_an_append_takes_three_statements(client: TestClient, create_run: Any, database: Database) -> None:
+    """An append that follows another one of its process reads the run, updates it and adds a chunk, and no more.
+
+    Also a short block does, unless it completes a chunk: then the short chunks before it are removed.
+    """
+    run_id = UUID(create_run(client).rpartition("/")[2])
+    facts, run_cache = FactsCache(), RunCache()
+    statements: list[str] = []
+
+    def append_and_count(first: int, count: int) -> list[str]:
+        received = decode_block(msgspec.json.encode(steps_of(first, count)), JSON_MEDIA_TYPE, Settings().limits())
+        statements.clear()
+        with database.writing_rows(shares_commit=True) as connection:
+            _, cached = append(connection, OPERATOR, facts, run_cache, run_id, received)
+        assert cached is not None
+        run_cache.add(cached)
+        return [statement.split(maxsplit=1)[0] for statement in statements]
+
+    event.listen(database.engine, "before_cursor_execute", lambda *arguments: statements.append(arguments[2]))
+    append_and_count(0, FULL_CHUNK_STEPS)
+    assert append_and_count(FULL_CHUNK_STEPS, 1) == ["SELECT", "UPDATE", "INSERT"]
+    assert append_and_count(FULL_CHUNK_STEPS + 1, 2) == ["SELECT", "UPDATE", "INSERT"]
+    whole = append_and_count(FULL_CHUNK_STEPS + 3, FULL_CHUNK_STEPS)
+    assert [name for name in whole if name != "BEGIN"][-2:] == ["DELETE", "INSERT"]
 
 
 def test_full_blocks_are_written_once(client: TestClient, create_run: Any, database: Database) -> None:
