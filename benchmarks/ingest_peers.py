@@ -16,7 +16,7 @@ from tests.support.ports import free_port, is_listening
 
 from benchmarks.recorded_values import LAYERS, NAMES, VALUES_PER_STEP, Blocks
 from benchmarks.senders import Sender
-from benchmarks.servers import cpu_seconds, environment_of, wait_for
+from benchmarks.servers import cpu_seconds, environment_of, wait_for, wait_until_idle
 
 MLFLOW: Final = ("mlflow", "3.17.2")
 TRACKIO: Final = ("trackio", "0.43.0")
@@ -87,7 +87,9 @@ def mlflow_server(folder: Path) -> Iterator[MlflowServer]:
         server = subprocess.Popen(command, stdout=log, stderr=log, text=True, cwd=folder, env=environment)
     try:
         wait_for(lambda: is_listening(port), server)
-        yield MlflowServer(f"http://127.0.0.1:{port}", psutil.Process(server.pid))
+        process = psutil.Process(server.pid)
+        wait_until_idle(process)  # it answers while the processes of its jobs still import
+        yield MlflowServer(f"http://127.0.0.1:{port}", process)
     finally:
         for child in psutil.Process(server.pid).children(recursive=True):
             child.terminate()

@@ -20,6 +20,9 @@ import psutil
 from tests.support.patience import START_SECONDS
 from tests.support.postgres import PostgresServer
 
+IDLE_SECONDS: Final = 5.0
+IDLE_CPU_SECONDS: Final = 0.1
+"""A process is idle that takes less CPU time than this in `IDLE_SECONDS`."""
 CACHE: Final = Path(__file__).resolve().parent / ".cache"
 
 
@@ -50,6 +53,22 @@ def wait_for(is_ready: Callable[[], bool], process: subprocess.Popen[str]) -> No
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"{process.args!r} did not start")
         time.sleep(0.05)
+
+
+def wait_until_idle(process: psutil.Process) -> None:
+    """Wait until a process and its descendants take nearly no CPU time for some seconds.
+
+    A server may answer while further processes of it still start, whose CPU time would count as that of requests.
+    Raises RuntimeError if it does not become idle.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    quiet_since, before = time.monotonic(), cpu_seconds(process)
+    while time.monotonic() - quiet_since < IDLE_SECONDS:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{process} does not become idle")
+        time.sleep(0.5)
+        if cpu_seconds(process) - before > IDLE_CPU_SECONDS:
+            quiet_since, before = time.monotonic(), cpu_seconds(process)
 
 
 @contextmanager
