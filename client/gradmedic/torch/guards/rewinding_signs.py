@@ -127,13 +127,15 @@ class LossCourse:
         third = self._lasting // 3
         last = self._above[-self._lasting :]
         first_mean, last_mean = (sum(part) / third for part in (last[:third], last[-third:]))
-        usual = self._usual[-1]
         if self._returns_within is None:
-            return last_mean < first_mean - _RECOVERY * (first_mean - usual)
-        if last_mean >= first_mean or usual >= self.limit:
+            return last_mean < first_mean - _RECOVERY * (first_mean - self._usual[-1])
+        ordered = sorted(self._usual)
+        median, largest = ordered[len(ordered) // 2], ordered[-1]
+        if last_mean >= first_mean or median >= largest:
             return False
-        decay = math.log((first_mean - usual) / (last_mean - usual)) / (self._lasting - third)
-        return math.log((last_mean - usual) / (self.limit - usual)) <= decay * self._returns_within
+        # It is back where it is among the usual losses, and not where it is just below the limit of a jump.
+        decay = math.log((first_mean - median) / (last_mean - median)) / (self._lasting - third)
+        return math.log((last_mean - median) / (largest - median)) <= decay * self._returns_within
 
 
 class Rates:

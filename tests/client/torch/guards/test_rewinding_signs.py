@@ -224,6 +224,15 @@ def test_a_jump_back_to_the_losses_of_the_start_is_seen() -> None:
     assert find_trouble(rates, falling + [2.5 + each for each in ripple[150:]]) is None
 
 
+def test_a_loss_that_falls_to_the_limit_of_a_jump_is_not_back() -> None:
+    """It falls by half of the jump and stays there, just below the limit: the weights are worse all the same."""
+    rates = [0.1] * 200 + [1.0] * 4 + [0.1] * 96
+    limit = max(jump([])) + 0.3
+    found = find_trouble(rates, jump([limit + 1.5 * 0.9**i for i in range(30)] + [limit - 0.1] * 70))
+    assert found is not None
+    assert found[0] <= 200 + 2 * LASTING_AFTER_RATE_JUMP
+
+
 def test_the_same_rate_may_be_the_reason_again() -> None:
     """After going back, a rate that is still too high is seen again."""
     rates = Rates()
