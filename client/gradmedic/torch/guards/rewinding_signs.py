@@ -35,6 +35,9 @@ FEWEST_RATES = 20
 """Steps of an optimizer before its learning rate can jump: a warm-up may begin at 0."""
 SPREADS_AFTER_RATE_JUMP = 3.0
 """`SPREADS` for a loss that jumps within `LASTING_STEPS` after the learning rate."""
+WINDOW_AFTER_RATE_JUMP = 30
+"""`WINDOW` for such a loss. The loss of a young training falls far within a hundred steps, so that the largest of so
+many hides a jump back to where it was fifty steps before."""
 LASTING_AFTER_RATE_JUMP = 9
 """`LASTING_STEPS` for such a loss. Then it is left alone only if it will be back within `LASTING_STEPS`, as far as the
 course so far can tell: otherwise going back, which gives up some tens of steps, is the shorter way."""
@@ -61,14 +64,21 @@ class LossCourse:
     Args:
         spreads: distance of a jump from the largest usual loss; see `SPREADS`.
         lasting: steps in a row above the limit after which it is looked whether the loss recovers.
+        window: number of the last usual losses that a loss is compared with.
         returns_within: steps within which a loss that recovers must be back; None if a slow recovery is one, too.
     """
 
     def __init__(
-        self, spreads: float = SPREADS, lasting: int = LASTING_STEPS, *, returns_within: int | None = None
+        self,
+        spreads: float = SPREADS,
+        lasting: int = LASTING_STEPS,
+        *,
+        window: int = WINDOW,
+        returns_within: int | None = None,
     ) -> None:
         self._spreads, self._lasting, self._returns_within = spreads, lasting, returns_within
-        self._usual: deque[float] = deque(maxlen=WINDOW)
+        self._usual: deque[float] = deque(maxlen=window)
+        self._fewest = min(FEWEST_LOSSES, window)
         self._above: list[float] = []
         self._added = 0
         self.limit = math.inf
@@ -107,7 +117,7 @@ class LossCourse:
     def _add_usual(self, loss: float) -> None:
         self._usual.append(loss)
         self._added += 1
-        if len(self._usual) >= FEWEST_LOSSES and self._added % _RENEWAL == 0:
+        if len(self._usual) >= self._fewest and self._added % _RENEWAL == 0:
             ordered = sorted(self._usual)
             last = len(ordered) - 1
             median, low, high = (ordered[round(share * last)] for share in (0.5, 0.05, 0.95))
@@ -117,13 +127,15 @@ class LossCourse:
         third = self._lasting // 3
         last = self._above[-self._lasting :]
         first_mean, last_mean = (sum(part) / third for part in (last[:third], last[-third:]))
-        usual = self._usual[-1]
         if self._returns_within is None:
-            return last_mean < first_mean - _RECOVERY * (first_mean - usual)
-        if last_mean >= first_mean or usual >= self.limit:
+            return last_mean < first_mean - _RECOVERY * (first_mean - self._usual[-1])
+        ordered = sorted(self._usual)
+        median, largest = ordered[len(ordered) // 2], ordered[-1]
+        if last_mean >= first_mean or median >= largest:
             return False
-        decay = math.log((first_mean - usual) / (last_mean - usual)) / (self._lasting - third)
-        return math.log((last_mean - usual) / (self.limit - usual)) <= decay * self._returns_within
+        # It is back where it is among the usual losses, and not where it is just below the limit of a jump.
+        decay = math.log((first_mean - median) / (last_mean - median)) / (self._lasting - third)
+        return math.log((last_mean - median) / (largest - median)) <= decay * self._returns_within
 
 
 class Rates:
@@ -163,7 +175,10 @@ class Signs:
         self._is_state_finite = is_state_finite
         self._course = LossCourse()
         self._course_after_rate_jump = LossCourse(
-            SPREADS_AFTER_RATE_JUMP, LASTING_AFTER_RATE_JUMP, returns_within=LASTING_STEPS
+            SPREADS_AFTER_RATE_JUMP,
+            LASTING_AFTER_RATE_JUMP,
+            window=WINDOW_AFTER_RATE_JUMP,
+            returns_within=LASTING_STEPS,
         )
         self._rates: dict[object, Rates] = {}
         self._rate_jump: tuple[float, float] | None = None  # rate before and after, in the present step

@@ -210,6 +210,29 @@ def test_neither_a_rate_nor_a_loss_alone_is_a_reason(rates: list[float], after: 
     assert find_trouble(rates, jump(after)) is None
 
 
+def test_a_jump_back_to_the_losses_of_the_start_is_seen() -> None:
+    """The loss of a young training is still falling: a jump to where it was eighty steps before is seen."""
+    ripple = [0.02 * ((7 * step) % 5 - 2) for step in range(300)]
+    falling = [2.4 + 2.0 * 0.98**step + ripple[step] for step in range(150)]
+    assert max(falling[50:]) > 3.1
+    rates = [0.1] * 150 + [4.0] * 6 + [0.1] * 144
+    found = find_trouble(rates, falling + [3.4 + each for each in ripple[150:]])
+    assert found is not None
+    step, trouble = found
+    assert (trouble.reason, trouble.onset) == ("learning_rate_jump", 150)
+    assert step <= 150 + 2 * LASTING_STEPS
+    assert find_trouble(rates, falling + [2.5 + each for each in ripple[150:]]) is None
+
+
+def test_a_loss_that_falls_to_the_limit_of_a_jump_is_not_back() -> None:
+    """It falls by half of the jump and stays there, just below the limit: the weights are worse all the same."""
+    rates = [0.1] * 200 + [1.0] * 4 + [0.1] * 96
+    limit = max(jump([])) + 0.3
+    found = find_trouble(rates, jump([limit + 1.5 * 0.9**i for i in range(30)] + [limit - 0.1] * 70))
+    assert found is not None
+    assert found[0] <= 200 + 2 * LASTING_AFTER_RATE_JUMP
+
+
 def test_the_same_rate_may_be_the_reason_again() -> None:
     """After going back, a rate that is still too high is seen again."""
     rates = Rates()
