@@ -139,7 +139,7 @@ def test_an_interrupt_while_a_state_is_taken_is_paid_off() -> None:
     training, clock = Training(perceptron(), OPTIMIZERS["sgd"]), Clock()
     state = TimedState(training, clock, 0.01)
     ring = SnapshotRing(state, SnapshotFolder(Path("none"), "run"), clock=clock)
-    taken = []
+    taken: list[int] = []
     for number in range(1200):
         clock.now += 1.0
         if ring.end_step():
