@@ -1,7 +1,7 @@
 """A character language model with a plain recurrent network, on the Python language reference.
 
 Without options, training fails: the sequences are long, the learning rate is high, and no gradient is clipped.
-`--clip 0.25` or `--lr 0.5` repairs it.
+`--clip 0.1` or `--lr 0.5` repairs it.
 
     python rnn_language_model.py --steps 200
 """

@@ -19,7 +19,7 @@ FOLDER = ROOT / "docs" / "images"
 JOBS = (
     ("digits, relu", "digits_classifier.py", "--activation", "relu"),
     ("digits, sigmoid", "digits_classifier.py"),
-    ("char-lm, clip 0.25", "rnn_language_model.py", "--clip", "0.25"),
+    ("char-lm, clip 0.1", "rnn_language_model.py", "--clip", "0.1"),
     ("char-lm, no clipping", "rnn_language_model.py"),
 )
 RERUN, VANISHING = "char-lm, no clipping", "digits, sigmoid"
@@ -57,7 +57,7 @@ def main() -> int:
             runs = {run.name: run.id for run in client.runs.list()}
             sys.stderr.write(f"rerunning {RERUN} ...\n")
             rerun = client.reruns.wait(client.reruns.create(runs[RERUN]).id, timeout=WAIT_SECONDS)
-            compared = "&".join(f"run={runs[name]}" for name in (RERUN, "char-lm, clip 0.25"))
+            compared = "&".join(f"run={runs[name]}" for name in (RERUN, "char-lm, clip 0.1"))
             with sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=executable)
                 for screenshot, path, scheme, width, height in (
