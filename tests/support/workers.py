@@ -67,6 +67,8 @@ def write_trainable(
     configuration = textwrap.dedent(CONFIGURATION).format(
         slots=slots, timeout=timeout, python_path=python_path, hold=folder / HOLD
     )
+    if replacement[0] not in configuration:
+        raise ValueError(f"the configuration has no text {replacement[0]!r}")
     (folder / "worker.toml").write_text(configuration.replace(*replacement))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tests.support.patience import PATIENCE
 from tests.support.services import Serve
-from tests.support.workers import StartWorker, WaitUntil, has_trainables
+from tests.support.workers import HOLD, StartWorker, WaitUntil, has_trainables
 
 import gradmedic
 from gradmedic.cli import main
@@ -54,7 +54,8 @@ def test_a_loss_outside_of_the_model_is_located_by_a_rerun(
     """The unchanged script is run again, twice on a seed and once on another one. The answer is on the diagnosis."""
     script = SCRIPT.replace("FAULT", f"-1.0 if step == {FAILED} else 1.0")
     line = next(n for n, text in enumerate(textwrap.dedent(script).splitlines(), 1) if ".log().mean()" in text)
-    hidden = f'memory = "400MiB"\npreload = false\nenvironment = {{ PYTHONPATH = "{tmp_path / "without_torch"}" }}\n'
+    environment = f'PYTHONPATH = "{tmp_path / "without_torch"}", HOLD = "{tmp_path / HOLD}"'
+    hidden = f'memory = "400MiB"\npreload = false\nenvironment = {{ {environment} }}\n'
     with (
         serve(sqlite_url) as service,
         gradmedic.Client(service.url) as client,

@@ -126,7 +126,9 @@ class SnapshotRing:
         except (OSError, MemoryError, RuntimeError) as error:  # torch raises a RuntimeError without memory
             self._end(f"{error}")
         seconds = clock() - began + self._read_device_seconds()
-        # The first one contains a warm-up, and an interrupt may hit any of them: they are paid for, and not expected.
+        if not self._expected:  # its warm-up, of unknown length, must not keep the second one away
+            seconds = min(seconds, START_SECONDS / 2)
+        # An interrupt may hit any of them: it is paid for, and not expected.
         self._expected = min(self._expected or seconds, seconds)
         self._owed += seconds
         self._since_state = 0

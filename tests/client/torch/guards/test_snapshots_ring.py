@@ -134,6 +134,12 @@ def test_a_short_training_has_a_state_of_each_ten_steps() -> None:
     assert len(taken) < 300 / SHORTEST_INTERVAL + 5
 
 
+def test_a_long_warm_up_does_not_keep_the_next_states_away() -> None:
+    """The first state takes longer than all states at the start may; the next ones come as soon as without that."""
+    _, taken, _ = run_steps(step=0.001, snapshot=0.001, steps=40, warm_up=10.0)
+    assert taken == [0, 1, 3, 7, 15, 25, 35]
+
+
 def test_an_interrupt_while_a_state_is_taken_is_paid_off() -> None:
     """The next state waits until the steps have earned what the interrupt took."""
     training, clock = Training(perceptron(), OPTIMIZERS["sgd"]), Clock()
@@ -151,10 +157,12 @@ def test_an_interrupt_while_a_state_is_taken_is_paid_off() -> None:
     assert after[2] - after[1] < 20
 
 
-def run_steps(step: float, snapshot: float, steps: int) -> tuple[SnapshotRing, list[int], float]:
+def run_steps(step: float, snapshot: float, steps: int, warm_up: float = 0.0) -> tuple[SnapshotRing, list[int], float]:
     """Run steps that take some seconds; return the ring, the steps of the states, and the seconds that they took."""
     training, clock = Training(perceptron(), OPTIMIZERS["sgd"]), Clock()
-    ring = SnapshotRing(TimedState(training, clock, snapshot), SnapshotFolder(Path("none"), "run"), clock=clock)
+    state = TimedState(training, clock, snapshot)
+    state.interruption = warm_up
+    ring = SnapshotRing(state, SnapshotFolder(Path("none"), "run"), clock=clock)
     taken: list[int] = []
     seconds = 0.0
     for number in range(steps):
