@@ -9,10 +9,7 @@ It is a coroutine, the leanest that FastAPI has; one that waits for a database r
 
 from __future__ import annotations
 
-import os
-import re
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +20,8 @@ import psutil
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from starlette.responses import Response
-from tests.support.patience import START_SECONDS
 
+from benchmarks.servers import printing_service
 from gradmedic.protocol.service import API_PATH, JSON_MEDIA_TYPE
 from gradmedic_service.server import KEEP_ALIVE_SECONDS
 
@@ -80,26 +77,8 @@ def main() -> None:
 def empty_service(folder: Path) -> Iterator[tuple[str, psutil.Process]]:
     """Run the service as a process; yield its address and process."""
     command = [sys.executable, "-m", "benchmarks.empty_service"]
-    with (folder / "empty.log").open("a") as log:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-            cwd=Path(__file__).resolve().parent.parent,
-            env={"PATH": os.environ["PATH"]},
-        )
-    try:
-        assert process.stdout is not None
-        match = re.search(r"http://\S+", process.stdout.readline())
-        if match is None:
-            raise RuntimeError((folder / "empty.log").read_text())
-        yield match.group(), psutil.Process(process.pid)
-    finally:
-        process.terminate()
-        process.wait(timeout=START_SECONDS)
-        if process.stdout is not None:
-            process.stdout.close()
+    with printing_service(command, folder / "empty.log", Path(__file__).resolve().parent.parent) as service:
+        yield service
 
 
 if __name__ == "__main__":

@@ -76,7 +76,14 @@ def gradmedic(database_url: str, folder: Path, *options: str) -> Iterator[tuple[
     """Run the service; yield its address and process."""
     program = str(Path(sys.executable).parent / "gradmedic")
     command = [program, "serve", "--port", "0", "--database-url", database_url, *options]
-    with (folder / "serve.log").open("a") as log:
+    with printing_service(command, folder / "serve.log", folder) as service:
+        yield service
+
+
+@contextmanager
+def printing_service(command: list[str], log_file: Path, folder: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a service that prints its address as its first line, in a folder; yield the address and the process."""
+    with log_file.open("a") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=folder, env={"PATH": os.environ["PATH"]}
         )
@@ -84,7 +91,7 @@ def gradmedic(database_url: str, folder: Path, *options: str) -> Iterator[tuple[
         assert process.stdout is not None
         match = re.search(r"http://\S+", process.stdout.readline())
         if match is None:
-            raise RuntimeError((folder / "serve.log").read_text())
+            raise RuntimeError(log_file.read_text())
         yield match.group(), psutil.Process(process.pid)
     finally:
         process.terminate()

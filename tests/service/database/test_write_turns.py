@@ -119,7 +119,7 @@ def test_an_error_undoes_its_own_part(database: Database, commits: list[object],
 
 
 def test_no_writer_goes_on_before_the_commit(database: Database, wait_until: WaitUntil) -> None:
-    """While a later writer of the same commit computes, the earlier one waits, and nobody sees its row."""
+    """While a later writer of the same commit computes, the earlier one waits, and no reader sees its row."""
     seen: list[tuple[bool, list[str]]] = []
     writers: list[Writer] = []
 
