@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradmedic.torch.remedies.base import NotApplicable
 from gradmedic.torch.remedies.module_remedy import AppliedPlaces, WeightRemedy
-from gradmedic.torch.remedies.modules.parameters import find_signs_of_training, list_recurrent_weights
+from gradmedic.torch.remedies.modules.parameters import find_signs_of_training, find_updated_ids, list_recurrent_weights
 
 _FORGET_GATE = 1
 """Place of the forget gate among the four that torch stacks: input, forget, cell, output."""
@@ -33,8 +33,7 @@ class ForgetGateBias(WeightRemedy):
         """
         if (reason := find_signs_of_training(model, self.context.optimizers)) is not None:
             raise NotApplicable(f"{self.id}: {reason}")
-        groups = [group for optimizer in self.context.optimizers for group in optimizer.param_groups]
-        updated = {id(parameter) for group in groups for parameter in group["params"]}
+        updated = find_updated_ids(self.context.optimizers)
         value = float(self.parameters["bias"])
         changed, reason = [], "the model has no LSTM with biases that are trained"
         with torch.no_grad():

@@ -10,7 +10,7 @@ from torch import nn
 
 from gradmedic.torch.remedies.base import NotApplicable
 from gradmedic.torch.remedies.module_remedy import AppliedPlaces, WeightRemedy
-from gradmedic.torch.remedies.modules.parameters import find_signs_of_training, make_generator
+from gradmedic.torch.remedies.modules.parameters import find_signs_of_training, find_updated_ids, make_generator
 
 
 class InitializeEmbeddings(WeightRemedy):
@@ -31,8 +31,7 @@ class InitializeEmbeddings(WeightRemedy):
         """
         if (reason := find_signs_of_training(model, self.context.optimizers)) is not None:
             raise NotApplicable(f"{self.id}: {reason}")
-        groups = [group for optimizer in self.context.optimizers for group in optimizer.param_groups]
-        updated = {id(parameter) for group in groups for parameter in group["params"]}
+        updated = find_updated_ids(self.context.optimizers)
         deviation = float(self.parameters["standard_deviation"])
         changed = []
         with torch.no_grad():

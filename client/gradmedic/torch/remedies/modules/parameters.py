@@ -73,6 +73,12 @@ def find_signs_of_training(model: nn.Module, optimizers: Sequence[Optimizer]) ->
     return None
 
 
+def find_updated_ids(optimizers: Sequence[Optimizer]) -> set[int]:
+    """Return the ids of the parameters that an optimizer updates."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {id(parameter) for group in groups for parameter in group["params"]}
+
+
 def _has_stepped(state: Any) -> bool:
     """Whether the optimizer made a step with this state. Some optimizers have a state before any step."""
     return bool(state) and float(state.get("step", 1)) > 0

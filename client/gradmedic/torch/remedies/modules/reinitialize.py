@@ -17,6 +17,7 @@ from gradmedic.torch.remedies.module_remedy import AppliedPlaces, WeightRemedy
 from gradmedic.torch.remedies.modules.parameters import (
     draw_matrix,
     find_signs_of_training,
+    find_updated_ids,
     list_biases,
     list_embedding_parameters,
     list_matrices,
@@ -39,8 +40,7 @@ class Reinitialize(WeightRemedy):
         """
         if (reason := find_signs_of_training(model, self.context.optimizers)) is not None:
             raise NotApplicable(f"{self.id}: {reason}")
-        groups = [group for optimizer in self.context.optimizers for group in optimizer.param_groups]
-        updated = {id(parameter) for group in groups for parameter in group["params"]}
+        updated = find_updated_ids(self.context.optimizers)
         return AppliedPlaces(
             _reinitialize(model, str(self.parameters["scheme"]), self.context.seed, updated),
             "the model has no linear, convolutional, recurrent or attention module that is trained",

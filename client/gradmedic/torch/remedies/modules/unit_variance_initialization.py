@@ -27,6 +27,7 @@ from gradmedic.torch.remedies.modules.moments import compute_moments
 from gradmedic.torch.remedies.modules.parameters import (
     draw_matrix,
     find_signs_of_training,
+    find_updated_ids,
     list_biases,
     list_embedding_parameters,
     list_matrices,
@@ -74,8 +75,7 @@ class UnitVarianceInitialization(CallRemedy):
         if first is None:
             return AppliedPlaces([], _NO_LAYER), ()
         if not (is_copy and first.name in self._fitted):
-            groups = [group for optimizer in self.context.optimizers for group in optimizer.param_groups]
-            updated = {id(parameter) for group in groups for parameter in group["params"]}
+            updated = find_updated_ids(self.context.optimizers)
             self._fitted[first.name] = _fit(part, first, places, self.context.seed, None if is_copy else updated)
         fitted = self._fitted[first.name]
         if not fitted:
