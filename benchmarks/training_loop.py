@@ -220,12 +220,22 @@ def _naive(options: dict[str, str], model: nn.Module, optimizer: torch.optim.Opt
     return log
 
 
-def _peak_memory() -> int:
-    """Return the largest resident size so far, in bytes."""
+def _read_memory(name: str) -> int:
+    """Return a size of this process's memory in bytes, by its name in `/proc/self/status`."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _peak_memory() -> int:
+    """Return the largest resident size so far, in bytes."""
+    return _read_memory("VmHWM")
+
+
+def _size_of_code() -> int:
+    """Return the resident size of files that are mapped, in bytes: the machine code of libraries that was used."""
+    return _read_memory("RssFile")
 
 
 def main() -> None:
@@ -251,9 +261,10 @@ def main() -> None:
     if "loads_first" in options:  # so that the measured memory does not include the code
         import urllib3  # noqa: F401
 
+        import gradmedic.run
         import gradmedic.torch.watch  # noqa: F401
     gc.collect()
-    memory = _peak_memory()
+    memory, code = _peak_memory(), _size_of_code()
     observer = observe(variant, options, model, optimizer)
     ours = observer if isinstance(observer, Gradmedic) else None
 
@@ -294,6 +305,7 @@ def main() -> None:
             "calls": calls,
             "own": 0.0 if ours is None else ours.own_seconds - own,
             "memory": _peak_memory() - memory,
+            "code": _size_of_code() - code,
         }
         if "settle" in modes and ours is not None:
             ours.end_warm_up()

@@ -52,7 +52,8 @@ from gradmedic_service.runs.list_endpoints import router as run_lists_router
 from gradmedic_service.services import Services, provide_services, services_of
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry.backfill import BACKFILL_SECONDS, Backfill
-from gradmedic_service.telemetry.endpoints import append_router
+from gradmedic_service.telemetry.diagnosis_cache import DiagnosisCache
+from gradmedic_service.telemetry.endpoints import direct_router
 from gradmedic_service.telemetry.endpoints import router as telemetry_router
 from gradmedic_service.telemetry.rollup_cache import RollupCache
 from gradmedic_service.telemetry.run_cache import RunCache
@@ -94,7 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
         projects_router,
         run_lists_router,
         runs_router,
-        append_router,
+        direct_router,
         telemetry_router,
         guards_router,
         events_router,
@@ -143,6 +144,7 @@ def build_services(settings: Settings, route_table: RouteTable) -> Services:
         metrics=metrics,
         facts=facts,
         run_cache=RunCache(),
+        diagnosis_cache=DiagnosisCache(),
         rollup_cache=RollupCache(),
         live_runs=LiveRuns(settings.max_streams),
         automatic_reruns=AutomaticReruns(limits, facts, metrics),

@@ -16,6 +16,7 @@ from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.http.routes import RouteTable
 from gradmedic_service.reruns.automatic import AutomaticReruns
 from gradmedic_service.runs.facts import FactsCache
+from gradmedic_service.telemetry.diagnosis_cache import DiagnosisCache
 from gradmedic_service.telemetry.rollup_cache import RollupCache
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.web.live import LiveRuns
@@ -40,6 +41,7 @@ class Services:
     metrics: Metrics
     facts: FactsCache
     run_cache: RunCache
+    diagnosis_cache: DiagnosisCache
     rollup_cache: RollupCache
     live_runs: LiveRuns
     """The runs that open event streams follow."""

@@ -22,6 +22,7 @@ from gradmedic_service.http.metrics import Metrics
 from gradmedic_service.reruns.automatic import AutomaticReruns
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.services import services_of
+from gradmedic_service.telemetry.diagnosis_cache import DiagnosisCache
 from gradmedic_service.telemetry.rollup_cache import RollupCache
 from gradmedic_service.telemetry.run_cache import RunCache
 from gradmedic_service.web.live import LiveRuns
@@ -59,6 +60,10 @@ async def _run_cache(request: Request) -> RunCache:
     return services_of(request.app).run_cache
 
 
+async def _diagnosis_cache(request: Request) -> DiagnosisCache:
+    return services_of(request.app).diagnosis_cache
+
+
 async def _rollup_cache(request: Request) -> RollupCache:
     return services_of(request.app).rollup_cache
 
@@ -93,6 +98,7 @@ KeyringDependency = Annotated[Keyring, Depends(_keyring)]
 MetricsDependency = Annotated[Metrics, Depends(_metrics)]
 FactsDependency = Annotated[FactsCache, Depends(_facts)]
 RunCacheDependency = Annotated[RunCache, Depends(_run_cache)]
+DiagnosisCacheDependency = Annotated[DiagnosisCache, Depends(_diagnosis_cache)]
 RollupCacheDependency = Annotated[RollupCache, Depends(_rollup_cache)]
 LiveRunsDependency = Annotated[LiveRuns, Depends(_live_runs)]
 AutomaticRerunsDependency = Annotated[AutomaticReruns, Depends(_automatic_reruns)]

@@ -6,7 +6,7 @@ request. A direct route does the same in one loop over a plan that is made when 
 
 A direct route is declared and documented like every other one, and answers alike, errors included. It accepts less: its
 endpoint is a plain function that returns the response itself. Its parameters are dependencies that take the request
-alone, parameters of the path, and headers that may be missing.
+alone, parameters of the path, and single headers and parameters of the query that may be missing.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request
+from fastapi._compat import ModelField, field_annotation_is_sequence
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -29,9 +30,11 @@ from starlette.types import Receive, Scope, Send
 
 from gradmedic_service.services import services_of
 
-OTHER_KINDS = ("query_params", "cookie_params", "body_params")
+OPTIONAL_KINDS = ("header_params", "query_params")
+"""Kinds of parameters that a request to a direct route may leave out."""
+OTHER_KINDS = ("cookie_params", "body_params")
 """Kinds of parameters that a direct route does not have."""
-READ_KINDS = ("path_params", "header_params", *OTHER_KINDS, "dependencies")
+READ_KINDS = ("path_params", *OPTIONAL_KINDS, *OTHER_KINDS, "dependencies")
 """Kinds of parameters that the dependencies of a direct route do not have."""
 
 
@@ -77,12 +80,12 @@ async def run_on_thread(threads: ThreadPoolExecutor, function: Callable[[], Resp
 
 @dataclass(frozen=True, slots=True)
 class _Parameter:
-    """A parameter of the path, or a header."""
+    """A parameter of the path or of the query, or a header."""
 
     name: str
     alias: str
     place: str
-    """The attribute of the request that has its value: `path_params` or `headers`."""
+    """The attribute of the request that has its value: `path_params`, `headers` or `query_params`."""
     location: tuple[str, str]
     """The first parts of the place of an error."""
     validate: Callable[..., tuple[Any, list[Any]]]
@@ -108,9 +111,10 @@ def _plan_dependencies(dependant: Dependant) -> Iterator[tuple[str | None, Calla
 
 
 def _plan_parameters(dependant: Dependant) -> Iterator[_Parameter]:
-    """Yield the parameters of the path and the headers. Raises TypeError for other ones."""
+    """Yield the parameters of the path, the headers and those of the query. Raises TypeError for other ones."""
     others = [field.name for kind in OTHER_KINDS for field in getattr(dependant, kind)]
-    others += [field.name for field in dependant.header_params if field.field_info.is_required()]
+    optional = [field for kind in OPTIONAL_KINDS for field in getattr(dependant, kind)]
+    others += [field.name for field in optional if field.field_info.is_required() or _is_list(field)]
     if others:
         raise TypeError(f"a direct route does not find {', '.join(others)}")
     for field in dependant.path_params:
@@ -118,3 +122,9 @@ def _plan_parameters(dependant: Dependant) -> Iterator[_Parameter]:
     for field in dependant.header_params:
         alias = field.name.replace("_", "-") if field.alias == field.name else field.alias
         yield _Parameter(field.name, alias, "headers", ("header", alias), field.validate, field.default)
+    for field in dependant.query_params:
+        yield _Parameter(field.name, field.alias, "query_params", ("query", field.alias), field.validate, field.default)
+
+
+def _is_list(field: ModelField) -> bool:
+    return field_annotation_is_sequence(field.field_info.annotation)

@@ -7,8 +7,6 @@ those that it has read, and runs of the same model share them.
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +16,7 @@ from pydantic import TypeAdapter
 from gradmedic.protocol.encoding import encode_json
 from gradmedic.protocol.runs import Layer, Training
 from gradmedic_diagnosis import Architecture
+from gradmedic_service.bounded_cache import BoundedCache
 from gradmedic_service.http.validation import BUILT_WHEN_USED
 
 LAYERS = TypeAdapter(list[Layer], config=BUILT_WHEN_USED)
@@ -43,24 +42,18 @@ class FactsCache:
     """The facts of the models that were read last; safe to share between threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._facts: OrderedDict[bytes, RunFacts] = OrderedDict()
+        self._facts: BoundedCache[bytes, RunFacts] = BoundedCache(CACHED_MODELS)
 
     def get(self, digest: bytes, load: Callable[[], StoredFacts]) -> RunFacts:
         """Return the facts of a digest; `load` reads their stored form if they are not in the cache."""
-        with self._lock:
-            facts = self._facts.get(digest)
-            if facts is not None:
-                self._facts.move_to_end(digest)
-                return facts
+        facts = self._facts.get(digest)
+        if facts is not None:
+            return facts
         layers, training, framework = load()
         valid_layers = LAYERS.validate_python(layers)
         architecture = Architecture.from_layers(valid_layers)
         facts = RunFacts(valid_layers, TRAINING.validate_python(training), framework, architecture)
-        with self._lock:
-            self._facts[digest] = facts
-            while len(self._facts) > CACHED_MODELS:
-                self._facts.popitem(last=False)
+        self._facts.add(digest, facts)
         return facts
 
 

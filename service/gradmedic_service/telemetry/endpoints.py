@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 from fastapi import Depends, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
+from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictHistory
 from gradmedic.protocol.series import SeriesResult
@@ -25,6 +26,7 @@ from gradmedic_service.http.dependencies import (
     AnswerMemoryDependency,
     AutomaticRerunsDependency,
     DatabaseDependency,
+    DiagnosisCacheDependency,
     FactsDependency,
     LimitsDependency,
     MetricsDependency,
@@ -35,6 +37,7 @@ from gradmedic_service.http.dependencies import (
 from gradmedic_service.http.direct_routes import DirectRoute
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.http.json_bodies import json_body
+from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.http.routers import api_router
 from gradmedic_service.reruns.outcomes import add_results
 from gradmedic_service.runs.errors import RunNotFound
@@ -50,8 +53,10 @@ GZIP_LEVEL = 1
 """Counts are nearly always alike and shrink to nothing at any level; mantissas hardly shrink at any level."""
 VARY = {"Vary": "Accept, Accept-Encoding"}
 
-append_router = api_router(prefix="/runs/{run_id}", route_class=DirectRoute)
+direct_router = api_router(prefix="/runs/{run_id}", route_class=DirectRoute)
 router = api_router(prefix="/runs/{run_id}")
+
+DIAGNOSIS = TypeAdapter(Diagnosis)
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
 
@@ -117,7 +122,7 @@ def _read_date(date: str | None) -> datetime | None:
     return time.replace(tzinfo=UTC) if time is not None and time.tzinfo is None else time
 
 
-@append_router.post(
+@direct_router.post(
     "/steps",
     operation_id="steps.append",
     tags=["steps"],
@@ -371,7 +376,7 @@ def _compress(parts: Iterator[bytes]) -> Iterator[bytes]:
     yield stream.flush()
 
 
-@router.get(
+@direct_router.get(
     "/diagnosis",
     operation_id="diagnosis.get",
     tags=["diagnosis"],
@@ -383,14 +388,16 @@ def read_diagnosis(
     principal: MayFollow,
     database: DatabaseDependency,
     facts: FactsDependency,
+    cache: DiagnosisCacheDependency,
     at_step: Annotated[
         int | None, Query(ge=0, le=LARGEST_STEP, description="Step of the diagnosis. By default, the run's last step.")
     ] = None,
-) -> Diagnosis:
+) -> Response:
     """Return the diagnosis of the run: verdict, findings, causes and advice."""
     with database.reading_rows() as connection:
-        diagnosis = service.diagnose(connection, principal, facts, run_id, at_step)
-        return add_results(connection, diagnosis, is_latest=at_step is None)
+        diagnosis = service.diagnose(connection, principal, facts, run_id, at_step, cache)
+        diagnosis = add_results(connection, diagnosis, is_latest=at_step is None)
+    return WireResponse(DIAGNOSIS.dump_python(diagnosis, mode="json", by_alias=True))
 
 
 @router.get(

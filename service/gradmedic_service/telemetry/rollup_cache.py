@@ -7,8 +7,6 @@ and created again has another time of creation.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -17,6 +15,7 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
+from gradmedic_service.bounded_cache import BoundedCache
 from gradmedic_service.telemetry.rollups import AGGREGATE_NAMES, Aggregates, Rollup
 
 MAX_BYTES = 32 * 2**20
@@ -105,38 +104,18 @@ class RollupCache:
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES) -> None:
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[tuple[RunKey, int, int, str], DecodedPart] = OrderedDict()
-        self._max_bytes = max_bytes
-        self._bytes = 0
+        self._parts: BoundedCache[tuple[RunKey, int, int, str], DecodedPart] = BoundedCache(max_bytes)
 
     @property
     def size(self) -> int:
         """Bytes of all entries together."""
-        return self._bytes
+        return self._parts.size
 
     def find(self, run: RunKey, level: int, first_step: int, names: tuple[str, ...]) -> list[DecodedPart] | None:
         """Return the parts of these names of a rollup, or None if one of them is not here."""
-        keys = [(run, level, first_step, name) for name in names]
-        with self._lock:
-            found = [self._entries.get(key) for key in keys]
-            parts = [part for part in found if part is not None]
-            if len(parts) < len(keys):
-                return None
-            for key in keys:
-                self._entries.move_to_end(key)
-        return parts
+        return self._parts.get_all([(run, level, first_step, name) for name in names])
 
     def add(self, run: RunKey, level: int, first_step: int, name: str, part: DecodedPart) -> None:
         """Add a part of a rollup unless it is too large; remove the oldest parts where the cache is full."""
-        if part.size > MAX_ENTRY_BYTES:
-            return
-        key = (run, level, first_step, name)
-        with self._lock:
-            if (replaced := self._entries.pop(key, None)) is not None:
-                self._bytes -= replaced.size
-            self._entries[key] = part
-            self._bytes += part.size
-            while self._bytes > self._max_bytes:
-                _, removed = self._entries.popitem(last=False)
-                self._bytes -= removed.size
+        if part.size <= MAX_ENTRY_BYTES:
+            self._parts.add((run, level, first_step, name), part, part.size)

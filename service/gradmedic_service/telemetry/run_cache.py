@@ -7,12 +7,11 @@ an update raise the revision; then the database is read instead.
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from uuid import UUID
 
 from gradmedic_diagnosis import Diagnostician
+from gradmedic_service.bounded_cache import BoundedCache
 from gradmedic_service.telemetry.chunk_writer import Tail
 from gradmedic_service.telemetry.repository import RunRow
 
@@ -59,26 +58,13 @@ class RunCache:
     """The cached runs, the one that was appended to longest ago first. Threads may share it."""
 
     def __init__(self, max_size: int = MAX_SIZE) -> None:
-        self._lock = threading.Lock()
-        self._runs: OrderedDict[UUID, CachedRun] = OrderedDict()
-        self._max_size = max_size
-        self._size = 0
+        self._runs: BoundedCache[UUID, CachedRun] = BoundedCache(max_size)
 
     def pop(self, row: RunRow) -> CachedRun | None:
         """Remove a run and return it, so that no other thread gets it; None unless it is current."""
-        with self._lock:
-            cached = self._runs.pop(row.id, None)
-            if cached is None:
-                return None
-            self._size -= cached.size
-        return cached if cached.is_current(row) else None
+        cached = self._runs.pop(row.id)
+        return cached if cached is not None and cached.is_current(row) else None
 
     def add(self, cached: CachedRun) -> None:
         """Add a run whose append is durable; remove the oldest runs where the cache is full."""
-        with self._lock:
-            replaced = self._runs.pop(cached.row_before.id, None)
-            self._size += cached.size - (0 if replaced is None else replaced.size)
-            self._runs[cached.row_before.id] = cached
-            while self._size > self._max_size:
-                _, removed = self._runs.popitem(last=False)
-                self._size -= removed.size
+        self._runs.add(cached.row_before.id, cached, cached.size)

@@ -38,6 +38,7 @@ from gradmedic_service.telemetry.chunk_repository import ChunkExtent
 from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS, write_block
 from gradmedic_service.telemetry.chunks import Chunk, decode_chunk
 from gradmedic_service.telemetry.decoding import ReceivedBlock
+from gradmedic_service.telemetry.diagnosis_cache import DiagnosisCache
 from gradmedic_service.telemetry.diagnosis_state import cut_after, read_facts
 from gradmedic_service.telemetry.errors import StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.progress_reading import current_progress, listed_progress, rebuild_progress
@@ -236,22 +237,35 @@ def fill_progress(database: Database, facts: FactsCache, run_id: UUID) -> bool:
 
 
 def diagnose(
-    connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID, at_step: int | None
+    connection: Connection,
+    principal: Principal,
+    facts: FactsCache,
+    run_id: UUID,
+    at_step: int | None = None,
+    cache: DiagnosisCache | None = None,
 ) -> Diagnosis:
-    """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound."""
+    """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound.
+
+    `cache` has the diagnoses of runs that have not changed since they were read.
+    """
     run = _find_run(connection, principal, run_id)
-    run_facts = read_facts(connection, facts, run)
     is_latest = at_step is None or (run.last_step is not None and at_step >= run.last_step)
+    if is_latest and cache is not None and (cached := cache.find(run)) is not None:
+        return cached
+    run_facts = read_facts(connection, facts, run)
     if at_step is None or is_latest:
         diagnostician, _ = diagnosis_state.restore(connection, run, run_facts)
     else:
         diagnostician, _ = diagnosis_state.replay(connection, run, run_facts, at_step)
-    diagnosis = diagnostician.diagnose()
-    return Diagnosis(
+    at_that_step = diagnostician.diagnose()
+    diagnosis = Diagnosis(
         run_id=run_id,
         guards=_report_guards(connection, run) if is_latest else None,
-        **{field.name: getattr(diagnosis, field.name) for field in fields(diagnosis)},
+        **{field.name: getattr(at_that_step, field.name) for field in fields(at_that_step)},
     )
+    if is_latest and cache is not None:
+        cache.add(run, diagnosis)
+    return diagnosis
 
 
 def _report_guards(connection: Connection, run: RunRow) -> GuardReport | None:

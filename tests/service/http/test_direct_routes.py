@@ -60,12 +60,33 @@ CASES: dict[str, dict[str, Any]] = {
 """Requests to append steps: what differs from the usual one."""
 
 
-def send(client: TestClient, run: str, case: dict[str, Any]) -> tuple[int, dict[str, str], Any]:
+READ_CASES: dict[str, dict[str, Any]] = {
+    "the latest": {},
+    "at a step": {"query": "?at_step=0"},
+    "at a step after the last one": {"query": "?at_step=7"},
+    "a step that is none": {"query": "?at_step=x"},
+    "an empty step": {"query": "?at_step="},
+    "a negative step": {"query": "?at_step=-1"},
+    "a step that is too large": {"query": "?at_step=99999999999999999999"},
+    "two steps": {"query": "?at_step=x&at_step=0"},
+    "an unknown parameter": {"query": "?x=1"},
+    "a step and an id that are none": {"query": "?at_step=x", "run_id": "x"},
+    "no such run": {"run_id": RUN_ID},
+    "HEAD": {"method": "HEAD"},
+    "POST": {"method": "POST"},
+    "a key that is unknown": {"headers": {"Authorization": "Bearer x"}},
+}
+"""Requests to read a diagnosis: what differs from the usual one."""
+
+
+def send(
+    client: TestClient, run: str, case: dict[str, Any], method: str = "POST", route: str = "steps"
+) -> tuple[int, dict[str, str], Any]:
     """Send the request of a case; return status, headers and content without what every request has of its own."""
     path = re.sub("[^/]+$", case["run_id"], run) if "run_id" in case else run
     response = client.request(
-        case.get("method", "POST"),
-        f"{path}/steps{case.get('suffix', '')}{case.get('query', '')}",
+        case.get("method", method),
+        f"{path}/{route}{case.get('suffix', '')}{case.get('query', '')}",
         content=case.get("content"),
         headers=JSON | case.get("headers", {}),
     )
@@ -84,6 +105,22 @@ def test_answers_are_those_of_fastapi(
     monkeypatch.setattr("gradmedic_service.http.application.DirectRoute", _NoRoute)
     monkeypatch.setattr(DirectRoute, "handle", APIRoute.handle)
     assert send(sqlite_client, run, case) == direct
+
+
+@pytest.mark.parametrize("case", READ_CASES.values(), ids=READ_CASES)
+def test_answers_to_reads_are_those_of_fastapi(
+    case: dict[str, Any], sqlite_client: TestClient, create_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A diagnosis is read from a direct route as it would be from another one."""
+    run = create_run(sqlite_client)
+    rows = [[1.0, 2.0]] * 30 + [[1.0, "Infinity"]] * 10
+    body = {"steps": list(range(40)), "loss": [1.5] * 30 + ["NaN"] * 10, "statistics": {"grad_norm": rows}}
+    assert sqlite_client.post(f"{run}/steps", json=body).status_code == 200
+    assert sqlite_client.get(f"{run}/diagnosis").json()["findings"]
+    direct = send(sqlite_client, run, case, "GET", "diagnosis")
+    monkeypatch.setattr("gradmedic_service.http.application.DirectRoute", _NoRoute)
+    monkeypatch.setattr(DirectRoute, "handle", APIRoute.handle)
+    assert send(sqlite_client, run, case, "GET", "diagnosis") == direct
 
 
 class _NoRoute:
@@ -130,9 +167,14 @@ async def answer_as_coroutine() -> Response:
     return Response()
 
 
-def answer_with_query(q: Annotated[str, Query()] = "") -> Response:
-    """Take a query parameter."""
+def answer_with_query(q: Annotated[str, Query()]) -> Response:
+    """Take a query parameter that must be there."""
     return Response(q)
+
+
+def answer_with_list(q: Annotated[list[str] | None, Query()] = None) -> Response:
+    """Take a query parameter that may be repeated."""
+    return Response(str(q))
 
 
 def answer_with_cookie(c: Annotated[str, Cookie()] = "") -> Response:
@@ -170,6 +212,7 @@ def answer_with_thread(d: Annotated[str, Depends(read_on_thread)]) -> Response:
     [
         (answer_as_coroutine, "answer_as_coroutine is a coroutine"),
         (answer_with_query, "does not find q"),
+        (answer_with_list, "does not find q"),
         (answer_with_cookie, "does not find c"),
         (answer_with_header, "does not find h"),
         (answer_with_body, "does not find b"),
@@ -259,7 +302,7 @@ def test_a_mounted_application_comes_before_later_routes() -> None:
     assert table.find({"method": "POST", "path": "/other"}) is None
 
 
-def test_the_route_of_steps_is_direct(session_app: FastAPI) -> None:
-    """Steps are appended by a direct route, and it is the only one."""
+def test_the_most_frequent_requests_have_direct_routes(session_app: FastAPI) -> None:
+    """Steps are appended and diagnoses are read by direct routes, and nothing else is."""
     direct = [route for route in session_app.routes if isinstance(route, DirectRoute)]
-    assert [route.operation_id for route in direct] == ["steps.append"]
+    assert [route.operation_id for route in direct] == ["steps.append", "diagnosis.get"]

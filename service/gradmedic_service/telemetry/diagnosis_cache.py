@@ -1,0 +1,42 @@
+"""The diagnoses that this process read last, so that a page or a script that asks again computes nothing.
+
+The database decides. A cached diagnosis is used only for the very version of the run that it was made of: every append,
+rewind and new diagnosis raises the run's revision, and the run's row names its facts and the detectors that are muted.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from gradmedic.protocol.diagnosis import Diagnosis
+from gradmedic_service.bounded_cache import BoundedCache
+from gradmedic_service.telemetry.repository import RunRow
+
+MAX_SIZE = 50_000
+"""Number of layers of all cached diagnoses together, some 25 MB: a finding may name each layer of its run."""
+DIAGNOSIS_SIZE = 50
+"""Size of a diagnosis that names no layer, in layers."""
+
+Version = tuple[UUID, datetime, int, int, bytes, frozenset[str]]
+
+
+class DiagnosisCache:
+    """The cached diagnoses, each of the latest step of its run. Threads may share it."""
+
+    def __init__(self, max_size: int = MAX_SIZE) -> None:
+        self._diagnoses: BoundedCache[UUID, tuple[Version, Diagnosis]] = BoundedCache(max_size)
+
+    def find(self, run: RunRow) -> Diagnosis | None:
+        """Return the diagnosis of a run as it is now, without the results of reruns; None if it is not here."""
+        cached = self._diagnoses.get(run.id)
+        return cached[1] if cached is not None and cached[0] == _version_of(run) else None
+
+    def add(self, run: RunRow, diagnosis: Diagnosis) -> None:
+        """Add the diagnosis that was made of this version of a run, in place of an older one."""
+        self._diagnoses.add(run.id, (_version_of(run), diagnosis), DIAGNOSIS_SIZE + run.layer_counts[-1])
+
+
+def _version_of(run: RunRow) -> Version:
+    """Return all that a diagnosis depends on."""
+    return run.id, run.created_at, run.generation, run.revision, run.facts_digest, run.muted_detectors
