@@ -59,6 +59,7 @@ EXAMPLES: Final[dict[str, Example]] = {
     "adversary_dominates": Example(case="fit-adversaries.0.adversary-steps", charts=("heatmap",)),
     "attention_logit_growth": Example(case="fit-attention.0.attention-logits", charts=("loss-chart", "blocks-chart")),
     "disconnected_parameters": Example(case="fit-digits.0.detached", charts=("heatmap",)),
+    "excessive_weight_decay": Example(case="fit-codes.0.excessive-decay", charts=("loss-chart", "weights-chart")),
     "forgetting_recurrence": Example(case="fit-memory.0.forgetting", charts=("loss-chart", "time-chart")),
     "learning_rate_jump": Example(case="fit-regression.0.rate-jump", charts=("loss-chart", "rate-chart")),
     "loss_mismatch": Example(case="fit-digits.0.softmax-twice", charts=("loss-chart", "layer-chart")),

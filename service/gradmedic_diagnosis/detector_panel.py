@@ -86,14 +86,15 @@ class DetectorPanel:
     def list_votes(self, view: StepView, *, has_verdict: bool) -> list[Detector]:
         """Return the detectors that vote.
 
-        There is no first vote for vanishing while an explosion may be the reason, or a fault of the script is one.
+        There is no first vote for vanishing while an explosion may be the reason, or a fault of the script explains a
+        flat loss.
         """
         voting = [each for each in self._watched if each.strength and each.verdict in UNHEALTHY_VERDICTS]
         if voting and self._muted:
             voting = [detector for detector in voting if detector.id not in self._muted]
         if voting and not has_verdict and all(detector.verdict == "vanishing" for detector in voting):
             is_undecided = any(detector.is_undecided(view) for detector in self.unmuted)
-            if is_undecided or self.has_open_fault():
+            if is_undecided or self._has_explained_loss():
                 return [] if is_undecided else [detector for detector in voting if detector.judges_update]
         return voting
 
@@ -103,6 +104,10 @@ class DetectorPanel:
             if detector.is_open and detector.is_fault and detector.id not in self._muted:
                 return True
         return False
+
+    def _has_explained_loss(self) -> bool:
+        """Whether a fault explains a loss that is flat."""
+        return any(each.is_open and each.is_fault and each.explains_flat_loss for each in self.unmuted)
 
     def has_open_warning(self) -> bool:
         """Whether a detector that is not muted has an open warning."""

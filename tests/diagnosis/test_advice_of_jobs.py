@@ -88,6 +88,7 @@ def evidence(*causes: str, **given: Any) -> list[str]:
     [
         ("attention_logit_growth", "qk_norm", {"layers": TRANSFORMER}),
         ("optimizer_epsilon", "optimizer_epsilon", {"conditions": {"optimizer_epsilon": 0.9}}),
+        ("excessive_weight_decay", "reduce_weight_decay", {}),
         ("low_precision_stall", "float32_master_weights", {"parameter_dtype": "bfloat16", "precision": "bfloat16"}),
         ("loss_scale_exhausted", "use_bfloat16", {"precision": "float16", "parameter_dtype": "float32"}),
         ("disconnected_parameters", "connect_parameters", {}),
@@ -155,7 +156,7 @@ def test_every_condition_of_the_catalogue_is_known() -> None:
         "attention_logit_growth", "optimizer_epsilon", "low_precision_stall", "loss_scale_exhausted",
         "disconnected_parameters", "accumulating_gradients", "no_signal_from_loss", "loss_mismatch", "nonfinite_input",
         "nonfinite_loss", "adversary_dominates", "router_collapse", "learning_rate_jump", "forgetting_recurrence",
-        "stale_second_moment", "loss_spike",
+        "stale_second_moment", "loss_spike", "excessive_weight_decay",
     }  # fmt: skip
     assert conditions <= {cause for row in CATALOGUE for cause in row.chances}
 

@@ -30,6 +30,7 @@ LAYERS = tuple(
 TRAININGS = (
     Training(),
     Training(optimizers=[Optimizer(name="AdamW", beta2=0.999)], precision="float16", loss=Loss()),
+    Training(optimizers=[Optimizer(name="AdamW", weight_decay=0.8)]),
     Training(optimizers=[Optimizer(name="SGD"), Optimizer(name="SGD")], carries_gradients=True),
 )
 SERIES = {

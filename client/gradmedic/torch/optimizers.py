@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,12 @@ from gradmedic.protocol.runs import Optimizer
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> Optimizer:
-    """Return name and settings of an optimizer. Of several groups, the one with the largest learning rate counts."""
-    group = max(optimizer.param_groups, key=lambda group: read_number(group.get("lr")) or 0.0, default={})
+    """Return name and settings of an optimizer.
+
+    Of several groups, the one with the largest learning rate counts. Of those with this rate, it is the one with the
+    largest weight decay: biases and gains often are a group without any.
+    """
+    group = max(optimizer.param_groups, key=_rank_group, default={})
     betas: tuple[object, ...] = group.get("betas") or ()
     momentum = betas[0] if betas and group.get("momentum") is None else group.get("momentum")
     return Optimizer(
@@ -21,6 +27,10 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> Optimizer:
         beta2=read_number(betas[1] if len(betas) > 1 else group.get("alpha")),
         epsilon=read_number(group.get("eps")),
     )
+
+
+def _rank_group(group: Mapping[str, object]) -> tuple[float, float]:
+    return read_number(group.get("lr")) or 0.0, read_number(group.get("weight_decay")) or 0.0
 
 
 def read_number(setting: object) -> float | None:

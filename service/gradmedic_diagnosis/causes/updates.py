@@ -127,7 +127,9 @@ def check_excessive_clipping(run: RunEvidence) -> Cause | None:
 
 
 def check_weight_decay(run: RunEvidence) -> Cause | None:
-    """Look for weights that have shrunk."""
+    """Look for weights that have shrunk, where the condition of the same name does not show it with more numbers."""
+    if "excessive_weight_decay" in run.conditions:
+        return None
     shrinkage = run.weight_shrinkage
     decays = [optimizer.weight_decay for optimizer in run.training.optimizers if optimizer.weight_decay]
     is_without_decay = bool(run.training.optimizers) and not decays

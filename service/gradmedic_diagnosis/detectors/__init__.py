@@ -14,6 +14,7 @@ from gradmedic_diagnosis.detectors.depth_gap import DepthGap
 from gradmedic_diagnosis.detectors.depth_growth import DepthGrowth
 from gradmedic_diagnosis.detectors.disconnected_parameters import DisconnectedParameters
 from gradmedic_diagnosis.detectors.excessive_clipping import ExcessiveClipping
+from gradmedic_diagnosis.detectors.excessive_weight_decay import ExcessiveWeightDecay
 from gradmedic_diagnosis.detectors.forgetting_recurrence import ForgettingRecurrence
 from gradmedic_diagnosis.detectors.growth_in_time import GrowthInTime
 from gradmedic_diagnosis.detectors.insensitive_loss import InsensitiveLoss
@@ -69,6 +70,7 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     OptimizerEpsilon,
     LowPrecisionStall,
     StaleSecondMoment,
+    ExcessiveWeightDecay,
     Plateau,
 )
 """Every detector. Where several are equally strong for one verdict, the first of them decides it."""

@@ -41,6 +41,8 @@ class Detector(ABC):
     """The verdict that the finding supports."""
     judges_update: ClassVar[bool] = False
     """Whether the finding is about the update and not the gradient. Weights that do not move leave such a verdict."""
+    explains_flat_loss: ClassVar[bool] = True
+    """Whether a loss that is flat under a fault is explained by it, and no evidence for vanishing gradients."""
     needed_series: ClassVar[str | None] = None
     """Series without which the detector sees nothing; `observe` is not called for blocks that lack it."""
     reads_only_probes: ClassVar[bool] = False

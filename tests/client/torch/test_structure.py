@@ -139,6 +139,18 @@ def test_the_first_batch_and_the_optimizer_are_described() -> None:
     assert training.clips_gradients is False
 
 
+def test_the_group_with_the_largest_rate_and_decay_is_described() -> None:
+    """Biases without decay before the weights do not hide the decay of the weights; a lower rate never counts."""
+    model = nn.Linear(3, 1)
+    groups = [{"params": [model.bias], "weight_decay": 0.0}, {"params": [model.weight], "weight_decay": 0.1}]
+    inputs = torch.ones(2, 3)
+    (described,) = training_of(model, torch.optim.AdamW(groups, lr=0.02), inputs).optimizers
+    assert (described.learning_rate, described.weight_decay) == (0.02, 0.1)
+    groups[1]["lr"] = 0.01
+    (described,) = training_of(model, torch.optim.AdamW(groups, lr=0.02), inputs).optimizers
+    assert (described.learning_rate, described.weight_decay) == (0.02, 0.0)
+
+
 def test_integer_inputs_have_no_size_and_autocast_is_noticed() -> None:
     """Token ids are not measured, and the precision is that of autocast."""
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 1))
