@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import select
@@ -42,6 +43,12 @@ class ProcessStarter:
                 },
             )
         self._lock = threading.Lock()
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.kill()
+        self._process.wait()
 
     def ask(self, message: Mapping[str, object], *descriptors: int) -> int:
         """Send a message, and return the answer."""
@@ -54,7 +61,7 @@ class ProcessStarter:
 
 @cache
 def process_starter(kind: str) -> ProcessStarter:
-    """Return this process's starter of a kind. It ends with this process, which holds its socket."""
+    """Return this process's starter of a kind. It ends with this process."""
     return ProcessStarter(kind)
 
 
