@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,30 +239,43 @@ print(run.id, run.finish(), model.weight.tolist())
 """
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_of_a_data_loader_do_not_disturb_the_run(
-    method: str, service_url: str, client: gradmedic.Client, tmp_path: Path
-) -> None:
-    """Workers that start while the run sends do not disturb it, and the weights are those without a run."""
-    script = tmp_path / "loading.py"
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
+    """Run the script with a method and a mode; return the run's id, whether it was delivered, and the weights."""
+    script = tmp_path_factory.mktemp("loading") / "loading.py"
     body = "".join(f"    {line}\n" for line in LOADING.splitlines())
     script.write_text(f"if __name__ == '__main__':\n{body}")
-    outputs = []
-    for how, mode in ((method, "online"), ("fork", "disabled")):  # spawned workers import torch, which takes long
+
+    def run(method: str, mode: str, **environment: str) -> list[str]:
         done = subprocess.run(
-            [sys.executable, str(script), how, mode],
-            env=os.environ | {"GRADMEDIC_BASE_URL": service_url},
+            [sys.executable, str(script), method, mode],
+            env=os.environ | environment,
             capture_output=True,
             text=True,
             check=True,
             timeout=PATIENCE,
         )
-        outputs.append(done.stdout.split(maxsplit=2))
-    (run_id, is_delivered, weights), (_, _, unwatched) = outputs
+        return done.stdout.split(maxsplit=2)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def unwatched_weights(load: Callable[..., list[str]]) -> str:
+    """The weights without a run. Workers are forked: spawned ones import torch, which takes long."""
+    return load("fork", "disabled")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_of_a_data_loader_do_not_disturb_the_run(
+    method: str, service_url: str, client: gradmedic.Client, load: Callable[..., list[str]], unwatched_weights: str
+) -> None:
+    """Workers that start while the run sends do not disturb it, and the weights are those without a run."""
+    run_id, is_delivered, weights = load(method, "online", GRADMEDIC_BASE_URL=service_url)
     assert is_delivered == "True"
-    assert weights == unwatched
+    assert weights == unwatched_weights
     stored = client.runs.get(run_id)
     assert (stored.status, stored.last_step) == ("finished", 11)
     assert [run.id for run in client.runs.list(project=f"loading by {method}")] == [stored.id]

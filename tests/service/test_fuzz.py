@@ -29,6 +29,9 @@ ODD_EXAMPLES = 5
 DATABASES = ["sqlite", "postgresql"] if EXAMPLES_VARIABLE in os.environ else ["postgresql"]
 """The databases of the service. The suite has the one that refuses more values: test_odd_values.py compares both."""
 ODD_REQUESTS = "tests.support.odd_requests"
+CONFIGURATION = "max-stream-events = 1\n"
+"""Without it, each event stream is read for ten seconds. A request decides only which events come at once, and `status`
+always does; tests/service/web/test_events.py reads further."""
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -83,6 +86,7 @@ def fuzz(
         *repeatable,
         *(["--header", f"Authorization: Bearer {secret}"] if secret else []),
     ]
+    (folder / "schemathesis.toml").write_text(CONFIGURATION)
     environment = os.environ | {"SCHEMATHESIS_HOOKS": hooks, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -1,20 +1,19 @@
-"""Trainings of several processes, forked from one that has imported torch: its import costs seconds of each process."""
+"""Trainings of several processes. A process that has imported torch is forked: its import takes seconds."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.support.forked_processes import ForkedProcess, process_starter
 from tests.support.patience import PATIENCE
-
-ROOT = Path(__file__).parents[2]
 
 
 def train_in_processes(script: Path, *arguments: str) -> tuple[list[Any], str]:
@@ -22,23 +21,22 @@ def train_in_processes(script: Path, *arguments: str) -> tuple[list[Any], str]:
 
     Fails if a process fails, or if one waits for ever.
     """
-    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, str(script), *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, errors = process.communicate(timeout=PATIENCE)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # processes that wait for ever, or for one that has failed
-    assert process.returncode == 0, errors
-    answers: list[Any] = json.loads(output.splitlines()[-1])
-    return answers, errors
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        descriptors = output.fileno(), errors.fileno()
+        starter = process_starter("trainings")
+        with ForkedProcess(starter, arguments, environment, Path.cwd(), *descriptors, script=script) as process:
+            try:
+                process.wait(PATIENCE)
+            finally:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # processes that wait for ever, or for one that has failed
+        output.seek(0)
+        errors.seek(0)
+        printed, complaints = output.read(), errors.read()
+    assert process.returncode == 0, complaints
+    answers: list[Any] = json.loads(printed.splitlines()[-1])
+    return answers, complaints
 
 
 def print_answers(processes: int, train: Callable[[int], Any]) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 pytestmark = pytest.mark.slow  # processes of their own, with torch
 
@@ -32,11 +35,10 @@ def run(tmp_path: Path, script: str) -> Any:
     return json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def seeded_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The numbers that are drawn after each generator was seeded by its own function."""
-    script = DRAW + "import torch\nrandom.seed(7); numpy.random.seed(7); torch.manual_seed(7)\n" + PRINT
-    return run(tmp_path_factory.mktemp("seeded"), script)
+def draw_torch(seed: int) -> list[float]:
+    """Return the first numbers of torch's generator after a seed."""
+    drawn: list[float] = torch.rand(3, generator=torch.Generator().manual_seed(seed)).tolist()
+    return drawn
 
 
 @pytest.mark.parametrize(
@@ -48,18 +50,17 @@ def seeded_by_itself(tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
     ids=["before", "after", "twice"],
 )
-def test_torch_is_seeded_whenever_it_is_imported(tmp_path: Path, script: str, seeded_by_itself: Any) -> None:
+def test_torch_is_seeded_whenever_it_is_imported(tmp_path: Path, script: str) -> None:
     """Whether the script imports torch before init() or after it, the first numbers are those of the seed."""
-    assert run(tmp_path, DRAW + script + PRINT) == seeded_by_itself
+    seeded = [random.Random(7).random(), np.random.RandomState(7).rand(), draw_torch(7)]
+    assert run(tmp_path, DRAW + script + PRINT) == seeded
 
 
 def test_the_scripts_own_seed_wins(tmp_path: Path) -> None:
     """A seed that the script sets after init() counts."""
     script = DRAW + "import gradmedic\ngradmedic.init()\nimport torch\ntorch.manual_seed(3)\n"
     ours = run(tmp_path, script + "print(json.dumps(torch.rand(3).tolist()))\n")
-    assert ours == run(
-        tmp_path, "import json, torch\ntorch.manual_seed(3)\nprint(json.dumps(torch.rand(3).tolist()))\n"
-    )
+    assert ours == draw_torch(3)
 
 
 def test_without_a_seed_torch_is_not_imported(tmp_path: Path) -> None:
