@@ -184,11 +184,14 @@ def test_a_recurrent_cell_needs_another_hidden_layer_for_some_remedies() -> None
 
 
 def test_a_recurrent_matrix_that_starts_too_large_is_a_cause() -> None:
-    """A large spectral norm at the start is a poor initialization; that of torch's own initialization is not."""
+    """A large spectral norm at the start is the first cause, before large updates; that of torch's own is none."""
     causes = {cause.cause: cause for cause in recurrent_network(spectral_norm=6.0).causes}
     assert causes["poor_initialization"].evidence == {"recurrent_factor": 6.0}
     assert "orthogonal" in causes["poor_initialization"].explanation
-    assert "poor_initialization" not in {cause.cause for cause in recurrent_network(spectral_norm=1.15).causes}
+    assert recurrent_network(spectral_norm=2.0).causes[0].cause == "poor_initialization"
+    usual = recurrent_network(spectral_norm=1.15).causes
+    assert usual[0].cause == "learning_rate_too_high"
+    assert "poor_initialization" not in {cause.cause for cause in usual}
 
 
 def test_code_is_for_the_runs_framework() -> None:

@@ -11,6 +11,9 @@ from gradmedic_diagnosis.run_evidence import RunEvidence
 LARGE_RECURRENT_FACTOR = 2.0
 """Initial spectral norm from which a recurrent matrix is too large: torch's own initialization has 1.15, an orthogonal
 matrix has 1."""
+LARGE_RECURRENT_SCORE = 0.91
+"""Score of such a matrix, above that of the largest update: gradients grow a thousandfold over ten time steps before
+there is any update, and the updates follow from them (Pascanu et al. 2013, section 2.1)."""
 SMALL_RECURRENT_FACTOR = 0.7
 """Initial factor per time step below which a recurrent matrix is too small."""
 INIT_DECADES = 0.5
@@ -26,7 +29,7 @@ def check_large_initialization(run: RunEvidence) -> Cause | None:
     """Look for initial weights that amplify a signal."""
     factor, decades = run.recurrent_factor, run.initial_signal_decades
     if factor >= LARGE_RECURRENT_FACTOR and not decades >= CLEAR_INIT_DECADES:
-        score = 0.6 + 0.35 * ramp(math.log10(factor), math.log10(LARGE_RECURRENT_FACTOR), 1.0)
+        score = LARGE_RECURRENT_SCORE + 0.06 * ramp(math.log10(factor), math.log10(LARGE_RECURRENT_FACTOR), 1.0)
         text = f"The recurrent matrix starts at a factor of {factor:.3g} per time step; an orthogonal one starts at 1."
         return make_cause("poor_initialization", score, text, recurrent_factor=factor)
     if math.isnan(decades) or decades < INIT_DECADES:
