@@ -21,6 +21,7 @@ from gradmedic_service.database.engine import Connection
 from gradmedic_service.http.validation import BUILT_WHEN_USED
 from gradmedic_service.reruns import repository
 from gradmedic_service.reruns.experiment import CandidateOutcome
+from gradmedic_service.reruns.repository import RerunResult
 
 CANDIDATES = TypeAdapter(list[list[Remedy]], config=BUILT_WHEN_USED)
 OUTCOMES = TypeAdapter(list[CandidateOutcome], config=BUILT_WHEN_USED)
@@ -34,23 +35,22 @@ def add_results(connection: Connection, diagnosis: Diagnosis, *, is_latest: bool
 
     `is_latest` says that the diagnosis is not one of an earlier step. A rerun may fail later than its run did.
     """
-    found = repository.find_origin(connection, diagnosis.run_id)
-    if found is not None:
+    reruns = repository.list_results(connection, diagnosis.run_id)
+    located = (each for each in reruns if each.origin is not None and each.origin["operation"] is not None)
+    if (found := next(located, None)) is not None:
         origin = ORIGIN.validate_python(found.origin)
         last_step = origin.step if is_latest and origin is not None else diagnosis.step
         diagnosed = diagnose_origin(origin, last_step, found.framework)
         diagnosis = diagnosis if diagnosed is None else replace(diagnosis, origin=diagnosed)
-    return add_outcomes(connection, diagnosis)
+    compared = [each for each in reruns if each.outcomes is not None]
+    return _add_outcomes(diagnosis, compared) if compared else diagnosis
 
 
-def add_outcomes(connection: Connection, diagnosis: Diagnosis) -> Diagnosis:
-    """Return a diagnosis with the outcomes of its run's reruns, and its advice sorted by proof.
+def _add_outcomes(diagnosis: Diagnosis, reruns: Sequence[RerunResult]) -> Diagnosis:
+    """Return a diagnosis with the outcomes of its run's reruns, the latest first, and its advice sorted by proof.
 
     What was verified and is not advised, such as a combination of remedies, becomes advice.
     """
-    reruns = repository.list_concluded(connection, diagnosis.run_id)
-    if not reruns:
-        return diagnosis
     by_rerun = [
         [
             Tried(

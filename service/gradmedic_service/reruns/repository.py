@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Table, bindparam, exists, func, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, Table, bindparam, case, exists, func, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, defer
 
@@ -24,17 +24,17 @@ ACTIVE_STATUSES = ("queued", "running")
 
 _RERUNS = cast("Table", models.Rerun.__table__)
 _RUNS = cast("Table", models.Run.__table__)
-_CONCLUDED = (
-    select(_RERUNS.c.id, _RERUNS.c.candidates, _RERUNS.c.outcomes, _RUNS.c.framework)
+_HAS_LOCATED = (_RERUNS.c.kind == "locate") & (_RERUNS.c.status == "done")
+_RESULTS = (
+    select(
+        _RERUNS.c.id,
+        _RERUNS.c.candidates,
+        _RERUNS.c.outcomes,
+        case((_HAS_LOCATED, _RERUNS.c.origin)).label("origin"),
+        _RUNS.c.framework,
+    )
     .join(_RUNS, _RUNS.c.id == _RERUNS.c.run_id)
-    .where(_RERUNS.c.run_id == bindparam("run_id"), _RERUNS.c.outcomes.is_not(None))
-    .order_by(_RERUNS.c.ended_at.desc(), _RERUNS.c.id.desc())
-)
-
-_ORIGINS = (
-    select(_RERUNS.c.origin, _RUNS.c.framework)
-    .join(_RUNS, _RUNS.c.id == _RERUNS.c.run_id)
-    .where(_RERUNS.c.run_id == bindparam("run_id"), _RERUNS.c.kind == "locate", _RERUNS.c.status == "done")
+    .where(_RERUNS.c.run_id == bindparam("run_id"), _RERUNS.c.outcomes.is_not(None) | _HAS_LOCATED)
     .order_by(_RERUNS.c.ended_at.desc(), _RERUNS.c.id.desc())
 )
 
@@ -142,34 +142,22 @@ def read_revisions(session: Session, run_ids: Collection[UUID]) -> dict[UUID, li
 
 
 @dataclass(frozen=True, slots=True)
-class ConcludedRerun:
-    """A rerun that has outcomes."""
+class RerunResult:
+    """What a rerun has shown."""
 
     id: UUID
     candidates: list[Any]
-    outcomes: list[Any]
-    framework: str | None
-    """Framework of the suspect run."""
-
-
-@dataclass(frozen=True, slots=True)
-class FoundOrigin:
-    """What a rerun of the kind `locate` has found."""
-
+    outcomes: list[Any] | None
+    """Outcomes of the candidates; None if the rerun has compared none."""
     origin: Any
+    """What a rerun of the kind `locate` has found; None if it has found nothing, or is of another kind."""
     framework: str | None
     """Framework of the suspect run."""
 
 
-def find_origin(connection: Connection, run_id: UUID) -> FoundOrigin | None:
-    """Read the origin that the latest rerun of a run has found; None if no rerun has named an operation."""
-    found = [FoundOrigin(*row) for row in connection.execute(_ORIGINS, {"run_id": run_id})]
-    return next((each for each in found if each.origin is not None and each.origin["operation"] is not None), None)
-
-
-def list_concluded(connection: Connection, run_id: UUID) -> list[ConcludedRerun]:
-    """Read the reruns of a run that have outcomes, the latest first."""
-    return [ConcludedRerun(*row) for row in connection.execute(_CONCLUDED, {"run_id": run_id})]
+def list_results(connection: Connection, run_id: UUID) -> list[RerunResult]:
+    """Read what the reruns of a run have shown, the latest first."""
+    return [RerunResult(*row) for row in connection.execute(_RESULTS, {"run_id": run_id})]
 
 
 def list_without_worker(session: Session, at: datetime, offered_since: datetime, limit: int) -> list[UUID]:
