@@ -36,11 +36,11 @@ serve: $(DEMO_READY) ## start the service on http://127.0.0.1:8642 with a SQLite
 # Where imports write no .pyc files, each process would compile all tests anew: a third of the time of their collection.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-test: $(READY) ## run the whole suite (WORKERS=8; the default, 4, is for two cores and 8 GB: tests also wait)
-	@$(PYTEST) -n $(or $(WORKERS),4) --dist loadgroup
+test: $(READY) ## run the whole suite (WORKERS=4; the default is for two cores and 8 GB)
+	@$(PYTEST) -n $(or $(WORKERS),3) --dist loadgroup
 
 test-fast: $(READY) ## run what takes about two minutes
-	@$(PYTEST) -n $(or $(WORKERS),4) --dist loadgroup -m "not slow"
+	@$(PYTEST) -n $(or $(WORKERS),3) --dist loadgroup -m "not slow"
 
 fuzz: $(READY) ## send many random requests to a running service, drawn from its OpenAPI document (EXAMPLES=300)
 	@GRADMEDIC_FUZZ_EXAMPLES=$(or $(EXAMPLES),300) $(BIN)/python -m pytest tests/service/test_fuzz.py -q -p no:cacheprovider
