@@ -9,6 +9,9 @@ wall-clock milliseconds, which depend on the machine and are not judged.
 A request that computes for long is interrupted on a busy machine, and a short one is not, so that their ratio would
 measure the machine. If the heatmaps waited for more than a third of their time, latencies are not judged.
 
+The runs do not change, so that each reading of a diagnosis but the first finds the cached one, as an open page of a
+finished run does. Of a run that grows, each is computed anew.
+
 The heatmap is read as the page of a run reads it: one number of each bucket, as msgpack and gzip. The first reads, of
 each statistic, and the same heatmap with all numbers as JSON are in the table, too.
 

@@ -12,8 +12,8 @@ LARGE_RECURRENT_FACTOR = 2.0
 """Initial spectral norm from which a recurrent matrix is too large: torch's own initialization has 1.15, an orthogonal
 matrix has 1."""
 LARGE_RECURRENT_SCORE = 0.91
-"""Score of such a matrix, above that of the largest update: gradients grow a thousandfold over ten time steps before
-there is any update, and the updates follow from them (Pascanu et al. 2013, section 2.1)."""
+"""Score of such a matrix, above that of the largest update. A judgement: gradients may grow a thousandfold over ten
+time steps before there is any update, and the updates follow from them (Pascanu et al. 2013, section 2.1)."""
 SMALL_RECURRENT_FACTOR = 0.7
 """Initial factor per time step below which a recurrent matrix is too small."""
 INIT_DECADES = 0.5

@@ -111,7 +111,7 @@ def _plan_dependencies(dependant: Dependant) -> Iterator[tuple[str | None, Calla
 
 
 def _plan_parameters(dependant: Dependant) -> Iterator[_Parameter]:
-    """Yield the parameters of the path, the headers and those of the query. Raises TypeError for other ones."""
+    """Yield the parameters of path, query and headers, in the order of FastAPI. Raises TypeError for other ones."""
     others = [field.name for kind in OTHER_KINDS for field in getattr(dependant, kind)]
     optional = [field for kind in OPTIONAL_KINDS for field in getattr(dependant, kind)]
     others += [field.name for field in optional if field.field_info.is_required() or _is_list(field)]
@@ -119,11 +119,11 @@ def _plan_parameters(dependant: Dependant) -> Iterator[_Parameter]:
         raise TypeError(f"a direct route does not find {', '.join(others)}")
     for field in dependant.path_params:
         yield _Parameter(field.name, field.alias, "path_params", ("path", field.alias), field.validate, None)
+    for field in dependant.query_params:
+        yield _Parameter(field.name, field.alias, "query_params", ("query", field.alias), field.validate, field.default)
     for field in dependant.header_params:
         alias = field.name.replace("_", "-") if field.alias == field.name else field.alias
         yield _Parameter(field.name, alias, "headers", ("header", alias), field.validate, field.default)
-    for field in dependant.query_params:
-        yield _Parameter(field.name, field.alias, "query_params", ("query", field.alias), field.validate, field.default)
 
 
 def _is_list(field: ModelField) -> bool:

@@ -14,11 +14,12 @@ from gradmedic_service.bounded_cache import BoundedCache
 from gradmedic_service.telemetry.repository import RunRow
 
 MAX_SIZE = 50_000
-"""Number of layers of all cached diagnoses together, some 25 MB: a finding may name each layer of its run."""
+"""Number of layers of all cached diagnoses together: a finding may name each layer of its run."""
 DIAGNOSIS_SIZE = 50
 """Size of a diagnosis that names no layer, in layers."""
 
-Version = tuple[UUID, datetime, int, int, bytes, frozenset[str]]
+Version = tuple[datetime, int, int, int | None, bytes, frozenset[str]]
+"""Creation, generation, revision, last step, facts and muted detectors of a run: all that its diagnosis depends on."""
 
 
 class DiagnosisCache:
@@ -38,5 +39,4 @@ class DiagnosisCache:
 
 
 def _version_of(run: RunRow) -> Version:
-    """Return all that a diagnosis depends on."""
-    return run.id, run.created_at, run.generation, run.revision, run.facts_digest, run.muted_detectors
+    return run.created_at, run.generation, run.revision, run.last_step, run.facts_digest, run.muted_detectors
