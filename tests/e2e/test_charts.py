@@ -73,8 +73,10 @@ def card_of(page: Page, metric: str) -> Locator:
 
 
 def drag(page: Page, chart: Locator, start: float, end: float, *, releases: bool = True) -> None:
-    """Drag over a chart, from one share of its plot to another."""
+    """Drag over a chart, from one share of its plot to another. A chart can be dragged over when its line is drawn."""
     chart.scroll_into_view_if_needed()
+    expect(chart.locator("g.line").first).to_be_attached()
+    chart.hover()  # it has come to rest
     box = chart.bounding_box()
     assert box is not None
     left, right = (52, 8) if box["height"] < 200 else (62, 10)
@@ -174,6 +176,8 @@ def test_all_charts_share_one_range(open_page: Any, service: Service, trained: s
     heatmap, loss = page.locator("#heatmap canvas"), page.locator("#loss-chart svg.chart")
     whole = re.compile(f"steps 0 to {STEPS - 1}")
     accuracy = card_of(page, "train/accuracy").locator("svg.chart")
+    expect(heatmap).to_have_attribute("aria-label", whole)
+    expect(loss.locator("g.line").first).to_be_attached()
     drag(page, accuracy, 0.25, 0.5, releases=False)
     expect(accuracy.locator(".brush")).to_be_visible()
     page.keyboard.press("Escape")
