@@ -71,7 +71,7 @@ bench-origin: $(READY) ## measure how often the operation and the line of a NaN 
 bench-guards: $(READY) ## measure what guards save, touch and cost, beside rules that clip (20 minutes; PART=trainings or cost; PROGRAMS=12; SEED=2)
 	@$(BIN)/python -m benchmarks.guards --part $(or $(PART),all) --programs $(or $(PROGRAMS),60) --seed $(or $(SEED),1)
 
-bench-busy: $(READY) ## compare the diagnosis of the same trainings on a quiet and on a busy machine (10 minutes)
+bench-busy: $(READY) ## compare the answers on the same trainings and reruns on a quiet and on a busy machine (25 minutes)
 	@$(BIN)/python -m benchmarks.busy
 
 bench-sensitivity: $(READY) ## print what changes when a constant of the diagnosis is half or twice as large (20 minutes)

@@ -1,9 +1,13 @@
-"""Trains the same programs on a quiet and on a busy machine, and compares what the diagnosis answers.
+"""Trains the same programs on a quiet and on a busy machine, and compares what the service answers.
 
-The SDK samples at its default. Weights, data and batches are the same, so the losses are equal to the bit; the verdict,
-the step at which it was announced and the layer that is named must be the same, too.
+Weights, data and batches are the same, so the losses are equal to the bit.
 
-    python -m benchmarks.busy [--runs N]
+- Runs: the SDK samples at its default. The verdict, the step at which it was announced and the layer that is named must
+  be the same.
+- Trials of reruns: of each published program (`benchmarks.reruns`) the control, and the first remedy of its advice. The
+  whole result must be the same: verdict, losses, evaluation, causes and advice.
+
+    python -m benchmarks.busy [--runs N] [--programs N]
 """
 
 from __future__ import annotations
@@ -14,15 +18,20 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 from benchmarks.corpus.foreign.cases import Case, Program
 from benchmarks.corpus.foreign.recorder import record
 from benchmarks.corpus.foreign.splits import FOREIGN_FIT, FOREIGN_SPLITS
+from benchmarks.reruns.published.configurations import PUBLISHED, PublishedConfiguration
+from benchmarks.reruns.trials import Laboratory, Result, laboratory
 from gradmedic.protocol.runs import Training
 from gradmedic_diagnosis import Diagnostician
 
 LOOPS_PER_CORE = 2
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a line for each program, and return 0 if all answers are the same."""
     parser = argparse.ArgumentParser(prog="benchmarks.busy", description=__doc__)
     parser.add_argument("--runs", type=int, default=36, help="number of trainings, spread over the programs")
-    count = parser.parse_args(arguments).runs
+    parser.add_argument("--programs", type=int, default=36, help="number of programs that are rerun")
+    parsed = parser.parse_args(arguments)
+    runs, run_count = compare_runs(parsed.runs)
+    trials, trial_count = compare_trials(parsed.programs)
+    is_met = runs == run_count and trials == trial_count
+    print(
+        f"busy: {runs} of {run_count} trainings with the same verdicts, steps and layer, and {trials} of {trial_count} "
+        f"trials with the same result on a quiet and on a busy machine (target all) {'PASS' if is_met else 'FAIL'}"
+    )
+    return 0 if is_met else 1
+
+
+def compare_runs(count: int) -> tuple[int, int]:
+    """Diagnose trainings on both machines; return how many have the same answer, and their number."""
     cases = [(case, program) for program in FOREIGN_SPLITS[FOREIGN_FIT] for case in program.cases()]
-    chosen = cases[:: max(1, len(cases) // count)][:count]
+    chosen = _spread(cases, count)
     quiet = [answer(case, program) for case, program in chosen]
     with busy_machine():
         busy = [answer(case, program) for case, program in chosen]
@@ -96,11 +118,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         same += not differences
         verdicts = " ".join(f"{verdict}@{step}" for step, verdict in first.verdicts)
         print(f"{case.id:40} {verdicts:44} {first.sampled:7.0%} {second.sampled:7.0%}  {', '.join(differences)}")
-    print(
-        f"busy: {same} of {len(chosen)} trainings with the same verdicts, steps and layer on a quiet and on a busy "
-        f"machine (target all) {'PASS' if same == len(chosen) else 'FAIL'}"
-    )
-    return 0 if same == len(chosen) else 1
+    return same, len(chosen)
+
+
+def compare_trials(count: int) -> tuple[int, int]:
+    """Run trials of published programs on both machines; return how many have the same result, and their number."""
+    chosen = _spread(list(PUBLISHED.values()), count)
+    with laboratory() as made:
+        quiet = [_control_and_first_remedy(made, program) for program in chosen]
+        with busy_machine():
+            busy = [_control_and_first_remedy(made, program) for program in chosen]
+    same = 0
+    print(f"{'trial':64} {'status':15} {'verdict':14} {'final loss':>11}  differs")
+    for program, first_results, second_results in zip(chosen, quiet, busy, strict=True):
+        for (name, first), (other, second) in zip(first_results, second_results, strict=False):
+            differences = [
+                field.name for field in fields(Result)
+                if repr(getattr(first, field.name)) != repr(getattr(second, field.name))
+            ] + (["remedy"] if name != other else [])  # fmt: skip
+            same += not differences
+            loss = "" if first.curve is None else f"{first.curve.final:.4g}"
+            label = f"{program.name}, {name}"
+            print(f"{label:64} {first.status:15} {first.verdict:14} {loss:>11}  {', '.join(differences)}")
+    return same, sum(map(len, quiet))
+
+
+def _control_and_first_remedy(made: Laboratory, program: PublishedConfiguration) -> list[tuple[str, Result]]:
+    """Run the control of a program and the first remedy of its advice; return names and results, without CPU times."""
+    control = made.run_trial(program, (), 0, has_advice=True)
+    results = [("control", control)]
+    if control.advice:
+        results.append((control.advice[0].id, made.run_trial(program, control.advice[:1], 0, has_advice=True)))
+    return [(name, replace(result, cpu_seconds=None)) for name, result in results]
+
+
+def _spread(items: list[T], count: int) -> list[T]:
+    """Return a number of items that are spread over a list."""
+    return items[:: max(1, len(items) // count)][:count]
 
 
 if __name__ == "__main__":

@@ -196,15 +196,22 @@ class Laboratory:
         kept = RESULTS / f"{hashlib.blake2b(key, digest_size=16).hexdigest()}.msgpack"
         if kept.exists():
             return msgspec.msgpack.decode(kept.read_bytes(), type=Result)
-        result = self._make(configuration, remedies, seed, is_twin=is_twin, has_advice=has_advice)
+        result = self.run_trial(configuration, remedies, seed, is_twin=is_twin, has_advice=has_advice)
         draft = kept.with_suffix(".draft")
         draft.write_bytes(msgspec.msgpack.encode(result))
         draft.replace(kept)
         return result
 
-    def _make(
-        self, configuration: Subject, remedies: Sequence[Remedy], seed: int, *, is_twin: bool, has_advice: bool
+    def run_trial(
+        self,
+        configuration: Subject,
+        remedies: Sequence[Remedy],
+        seed: int,
+        *,
+        is_twin: bool = False,
+        has_advice: bool = False,
     ) -> Result:
+        """Run a trial and return its result, which is not kept."""
         setting = configuration.twin if is_twin else configuration.faulty
         run_id = new_id()
         claimed = ClaimedTrial(
