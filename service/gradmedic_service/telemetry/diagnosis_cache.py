@@ -6,12 +6,19 @@ rewind and new diagnosis raises the run's revision, and the run's row names its 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from uuid import UUID
 
+from pydantic import TypeAdapter
+
 from gradmedic.protocol.diagnosis import Diagnosis
+from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.bounded_cache import BoundedCache
 from gradmedic_service.telemetry.repository import RunRow
+
+DIAGNOSIS = TypeAdapter(Diagnosis)
 
 MAX_SIZE = 50_000
 """Number of layers of all cached diagnoses together: a finding may name each layer of its run."""
@@ -22,21 +29,40 @@ Version = tuple[datetime, int, int, int | None, bytes, frozenset[str]]
 """Creation, generation, revision, last step, facts and muted detectors of a run: all that its diagnosis depends on."""
 
 
+@dataclass(frozen=True)
+class _Cached:
+    version: Version
+    diagnosis: Diagnosis
+
+    @cached_property
+    def body(self) -> bytes:
+        return _encode(self.diagnosis)
+
+
 class DiagnosisCache:
     """The cached diagnoses, each of the latest step of its run. Threads may share it."""
 
     def __init__(self, max_size: int = MAX_SIZE) -> None:
-        self._diagnoses: BoundedCache[UUID, tuple[Version, Diagnosis]] = BoundedCache(max_size)
+        self._diagnoses: BoundedCache[UUID, _Cached] = BoundedCache(max_size)
 
     def find(self, run: RunRow) -> Diagnosis | None:
         """Return the diagnosis of a run as it is now, without the results of reruns; None if it is not here."""
         cached = self._diagnoses.get(run.id)
-        return cached[1] if cached is not None and cached[0] == _version_of(run) else None
+        return cached.diagnosis if cached is not None and cached.version == _version_of(run) else None
 
     def add(self, run: RunRow, diagnosis: Diagnosis) -> None:
         """Add the diagnosis that was made of this version of a run, in place of an older one."""
-        self._diagnoses.add(run.id, (_version_of(run), diagnosis), DIAGNOSIS_SIZE + run.layer_counts[-1])
+        self._diagnoses.add(run.id, _Cached(_version_of(run), diagnosis), DIAGNOSIS_SIZE + run.layer_counts[-1])
+
+    def encode(self, diagnosis: Diagnosis) -> bytes:
+        """Return a diagnosis as the JSON of an answer. That of a cached one is made once."""
+        cached = self._diagnoses.get(diagnosis.run_id)
+        return cached.body if cached is not None and cached.diagnosis is diagnosis else _encode(diagnosis)
 
 
 def _version_of(run: RunRow) -> Version:
     return run.created_at, run.generation, run.revision, run.last_step, run.facts_digest, run.muted_detectors
+
+
+def _encode(diagnosis: Diagnosis) -> bytes:
+    return encode_json(DIAGNOSIS.dump_python(diagnosis, mode="json", by_alias=True))

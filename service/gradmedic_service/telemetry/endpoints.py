@@ -12,7 +12,6 @@ from uuid import UUID
 import msgspec
 from fastapi import Depends, Header, Path, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import TypeAdapter
 
 from gradmedic.protocol.diagnosis import Diagnosis, VerdictHistory
 from gradmedic.protocol.series import SeriesResult
@@ -37,7 +36,6 @@ from gradmedic_service.http.dependencies import (
 from gradmedic_service.http.direct_routes import DirectRoute
 from gradmedic_service.http.errors import BodyTooLarge, InvalidRequest, MalformedBody, UnsupportedMediaType, documented
 from gradmedic_service.http.json_bodies import json_body
-from gradmedic_service.http.responses import WireResponse
 from gradmedic_service.http.routers import api_router
 from gradmedic_service.reruns.outcomes import add_results
 from gradmedic_service.runs.errors import RunNotFound
@@ -56,7 +54,6 @@ VARY = {"Vary": "Accept, Accept-Encoding"}
 direct_router = api_router(prefix="/runs/{run_id}", route_class=DirectRoute)
 router = api_router(prefix="/runs/{run_id}")
 
-DIAGNOSIS = TypeAdapter(Diagnosis)
 
 RunId = Annotated[UUID, Path(description="Id of the run.", examples=["0199b7f0-c8d2-7a31-8f55-0b1c2d3e4f50"])]
 
@@ -397,7 +394,7 @@ def read_diagnosis(
     with database.reading_rows() as connection:
         diagnosis = service.diagnose(connection, principal, facts, run_id, at_step, cache)
         diagnosis = add_results(connection, diagnosis, is_latest=at_step is None)
-    return WireResponse(DIAGNOSIS.dump_python(diagnosis, mode="json", by_alias=True))
+    return Response(cache.encode(diagnosis), media_type=JSON_MEDIA_TYPE)
 
 
 @router.get(

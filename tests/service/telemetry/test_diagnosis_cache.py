@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from starlette.testclient import TestClient
 
 from gradmedic.protocol.diagnosis import Diagnosis
+from gradmedic.protocol.encoding import encode_json
 from gradmedic_diagnosis import Diagnostician
 from gradmedic_service.database.engine import Database
 from gradmedic_service.runs.facts import FactsCache
@@ -139,3 +140,21 @@ def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Dat
     for row, diagnosis in zip(rows, diagnoses, strict=True):
         cache.add(row, diagnosis)
     assert [cache.find(row) is not None for row in rows] == [False, True, True]
+
+
+def test_a_second_reading_encodes_nothing(client: TestClient, create_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The JSON of a diagnosis is made once; of a run that has changed it is made anew."""
+    made: list[bytes] = []
+
+    def count(value: Any) -> bytes:
+        made.append(encode_json(value))
+        return made[-1]
+
+    monkeypatch.setattr("gradmedic_service.telemetry.diagnosis_cache.encode_json", count)
+    run = create_run(client)
+    append(client, run, 0)
+    first = client.get(f"{run}/diagnosis").content
+    assert client.get(f"{run}/diagnosis").content == first == made[0]
+    assert len(made) == 1
+    append(client, run, 50)
+    assert client.get(f"{run}/diagnosis").content == made[1] != first
