@@ -72,6 +72,7 @@ EXAMPLES: Final[dict[str, Example]] = {
         charts=("loss-chart", "layer-chart"),
     ),
     "low_precision_stall": Example(case="fit-regression.0.bfloat16-stall", charts=("loss-chart", "ratio-chart")),
+    "missing_gradients": Example(case="fit-digits.0.cleared-gradients", charts=("loss-chart", "blocks-chart")),
     "no_signal_from_loss": Example(case="fit-rewards.0.no-signal", charts=("heatmap",)),
     "nonfinite_input": Example(case="fit-memory.0.nonfinite-input", charts=("heatmap",)),
     "nonfinite_loss": Example(case="fit-codes.0.log-of-zero", charts=("heatmap",)),

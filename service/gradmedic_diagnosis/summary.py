@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from gradmedic.protocol.diagnosis import Cause, Finding
 from gradmedic.protocol.verdicts import Verdict
 from gradmedic_diagnosis.course import CONSEQUENCES, Course
+from gradmedic_diagnosis.detectors.missing_gradients import MissingGradients
 from gradmedic_diagnosis.run_history import RunHistory
 
 MAX_FOLLOWED = 2
@@ -44,6 +45,9 @@ def summarize(
         learning: Description of a loss that is stuck or gets worse; empty for others.
     """
     if verdict == "undetermined" and lacks_gradients:
+        for finding in findings:
+            if finding.detector == MissingGradients.id and finding.resolved_step is None:
+                return finding.explanation
         return (
             "No gradients were sent: the run has layers, but its steps carry no statistics of them, so the loss is all "
             "that is known. Was run.watch() given the optimizer whose step() the training calls?"

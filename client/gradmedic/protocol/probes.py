@@ -137,6 +137,12 @@ PROBES: Mapping[str, Probe] = MappingProxyType({
             description="Share of the elements with a gradient that are in no optimizer, 0 to 1.",
         ),
         Probe(
+            name="steps_without_gradients",
+            subject=Subject.MODEL,
+            scale=Scale.COUNT,
+            description="Number of probed optimizer steps in a row on which no parameter had a gradient or changed.",
+        ),
+        Probe(
             name="input_nonfinite_count",
             subject=Subject.MODEL,
             scale=Scale.COUNT,

@@ -24,6 +24,7 @@ from gradmedic_diagnosis.detectors.loss_mismatch import LossMismatch
 from gradmedic_diagnosis.detectors.loss_scale_exhausted import LossScaleExhausted
 from gradmedic_diagnosis.detectors.loss_spike import LossSpike
 from gradmedic_diagnosis.detectors.low_precision_stall import LowPrecisionStall
+from gradmedic_diagnosis.detectors.missing_gradients import MissingGradients
 from gradmedic_diagnosis.detectors.no_signal_from_loss import NoSignalFromLoss
 from gradmedic_diagnosis.detectors.nonfinite import Nonfinite
 from gradmedic_diagnosis.detectors.nonfinite_input import NonfiniteInput
@@ -60,6 +61,7 @@ DETECTOR_TYPES: tuple[type[Detector], ...] = (
     ForgettingRecurrence,
     RouterCollapse,
     AccumulatingGradients,
+    MissingGradients,
     LossScaleExhausted,
     AttentionLogitGrowth,
     NonfiniteInput,

@@ -15,6 +15,7 @@ from gradmedic.torch.probes.attention import AttentionMeter
 from gradmedic.torch.probes.batch import BatchMeter
 from gradmedic.torch.probes.block_flow import BlockFlow
 from gradmedic.torch.probes.meter import ProbeContext, ProbeMeter, ProbeValues
+from gradmedic.torch.probes.missing_gradients import MissingGradientMeter
 from gradmedic.torch.probes.part_hooks import PartHooks
 from gradmedic.torch.probes.router_load import RouterLoad
 from gradmedic.torch.probes.schedule import ProbeSchedule
@@ -34,6 +35,7 @@ PROBE_METERS: tuple[type[ProbeMeter], ...] = (
     SecondMomentMeter,
     UnchangedMeter,
     UnusedGradientMeter,
+    MissingGradientMeter,
     BatchMeter,
 )
 """Every meter."""
