@@ -53,6 +53,16 @@ def is_exploding(run: RunEvidence) -> bool:
     return run.verdict == "exploding"
 
 
+def has_rate_to_scale(run: RunEvidence) -> bool:
+    """Whether another factor of the learning rate can help: not where a schedule has ended the training."""
+    return not run.has_ended_schedule
+
+
+def may_switch_to_adam(run: RunEvidence) -> bool:
+    """Whether Adam is another optimizer than the run's, with a learning rate that no schedule takes to nothing."""
+    return uses_no_adam(run) and not run.has_ended_schedule
+
+
 def lacks_clipping(run: RunEvidence) -> bool:
     """Whether gradients may be too large, and the script does not clip them already."""
     return run.verdict != "vanishing" and not run.training.clips_gradients and not run.history.clipped_steps

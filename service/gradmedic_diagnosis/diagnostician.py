@@ -353,7 +353,8 @@ class Diagnostician:
         causes: list[Cause] = []
         advice: list[Advice] = []
         conditions = {detector.id: score for detector in self._panel.unmuted if (score := detector.cause_score) > 0}
-        if self._verdict in UNHEALTHY_VERDICTS or conditions or self._judged_learning in FAILED_LEARNING:
+        has_failed = self._judged_learning in FAILED_LEARNING or self._panel.has_open_fault()
+        if self._verdict in UNHEALTHY_VERDICTS or conditions or has_failed:
             evidence = RunEvidence(
                 verdict=self._verdict,
                 findings=findings,

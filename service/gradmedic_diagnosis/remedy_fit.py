@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from statistics import median
 
+from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 from gradmedic_diagnosis.run_evidence import SATURATING, RunEvidence
 
 Parameters = dict[str, float | int | str | bool]
@@ -12,7 +13,9 @@ Parameters = dict[str, float | int | str | bool]
 TARGET_UPDATE_RATIO = 3e-3
 """Update over weight that a lowered learning rate aims at; somewhat above `HEALTHY_UPDATE_RATIO`."""
 LEARNING_RATE_FACTORS = (1e-4, 0.3)
-"""Smallest and largest factor of the learning rate: beyond them it would hardly train, or hardly change."""
+"""Smallest and largest factor that lowers the learning rate: beyond them it would hardly train, or hardly change."""
+RAISING_FACTORS = (10.0, 1e6)
+"""Smallest and largest factor that raises it, where no update is in the practical band."""
 DEFAULT_MAX_NORM = 1.0
 """Bound of the gradient norm where the run's own norms are no guide."""
 PLAUSIBLE_NORMS = (1e-3, 100.0)
@@ -71,7 +74,14 @@ def choose_clip_value(run: RunEvidence) -> Parameters:
 
 
 def choose_learning_rate_factor(run: RunEvidence) -> Parameters:
-    """Lower the learning rate so that updates are `TARGET_UPDATE_RATIO` of the weights, or by what it jumped up."""
+    """Change the learning rate so that updates are `TARGET_UPDATE_RATIO` of the weights; undo a jump.
+
+    Where the updates are too small, `HEALTHY_UPDATE_RATIO` is enough.
+    """
+    if not math.isnan(run.slow_update_ratio):
+        smallest_factor, largest_factor = RAISING_FACTORS
+        factor = HEALTHY_UPDATE_RATIO / run.slow_update_ratio if run.slow_update_ratio > 0 else largest_factor
+        return {"factor": round_to(min(max(factor, smallest_factor), largest_factor))}
     ratios = (run.typical_update_ratio, run.history.first_update_ratio, 0.0)
     largest = max(ratio for ratio in ratios if not math.isnan(ratio))
     factor = TARGET_UPDATE_RATIO / largest if largest > 0 else DEFAULT_FACTOR

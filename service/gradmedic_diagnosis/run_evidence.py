@@ -15,7 +15,7 @@ import numpy as np
 from gradmedic.protocol.diagnosis import Finding
 from gradmedic.protocol.layer_roles import is_named_after_normalization
 from gradmedic.protocol.runs import Layer, Training
-from gradmedic.protocol.verdicts import Learning, Verdict
+from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS, Learning, Verdict
 from gradmedic_diagnosis.architecture import Architecture
 from gradmedic_diagnosis.layer_averages import LayerAverages
 from gradmedic_diagnosis.optimizers import has_scale_free_optimizers
@@ -44,6 +44,10 @@ RECTIFIER_GAIN = 2.0
 """Behind a rectifier, weights need this many times the variance to preserve a signal (He et al. 2015)."""
 NORMALIZED_DECADES = 2.5
 """Decades by which a normalization can raise a signal: torch's adds 1e-5 to the variance that it divides by."""
+SLOW_UPDATE_RATIO = 1e-5
+"""Update over weight below the practical band of 1e-5 to 1e-2 for a whole network."""
+ENDED_SHARE = 0.01
+"""Share of the largest learning rate at or below which a schedule has ended the training."""
 TINY = 1e-30
 """Lower bound of a number whose logarithm is taken."""
 
@@ -197,6 +201,25 @@ class RunEvidence:
         """Network-wide update over weight in the calm steps of the run; the first one where none is calm."""
         calm = self.history.typical_update_ratio()
         return calm if math.isfinite(calm) else self.history.first_update_ratio
+
+    @property
+    def open_findings(self) -> list[Finding]:
+        """The findings that hold now."""
+        return [finding for finding in self.findings if finding.resolved_step is None]
+
+    @property
+    def slow_update_ratio(self) -> float:
+        """Typical update over weight, of a run without alarm in which none was in the practical band; else NaN."""
+        is_slow = self.history.largest_update_ratio <= SLOW_UPDATE_RATIO and self.verdict not in UNHEALTHY_VERDICTS
+        return self.typical_update_ratio if is_slow else math.nan
+
+    @cached_property
+    def has_ended_schedule(self) -> bool:
+        """Whether a schedule took the learning rate to nearly nothing before the loss moved."""
+        rate, largest = self.history.last_learning_rate, self.history.largest_learning_rate
+        return (
+            self.verdict not in UNHEALTHY_VERDICTS and self.learning == "stuck" and 0 <= rate <= ENDED_SHARE * largest
+        )
 
     @cached_property
     def numel(self) -> float:

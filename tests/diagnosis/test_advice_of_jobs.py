@@ -93,6 +93,7 @@ def evidence(*causes: str, **given: Any) -> list[str]:
         ("loss_scale_exhausted", "use_bfloat16", {"precision": "float16", "parameter_dtype": "float32"}),
         ("disconnected_parameters", "connect_parameters", {}),
         ("accumulating_gradients", "call_zero_grad", {}),
+        ("missing_gradients", "call_zero_grad", {}),
         ("no_signal_from_loss", "check_labels", {"loss": CROSS_ENTROPY}),
         ("no_signal_from_loss", "connect_parameters", {"loss": Loss(kind="squared_error")}),
         ("loss_mismatch", "remove_extra_softmax", {"loss": CROSS_ENTROPY}),
@@ -156,7 +157,7 @@ def test_every_condition_of_the_catalogue_is_known() -> None:
         "attention_logit_growth", "optimizer_epsilon", "low_precision_stall", "loss_scale_exhausted",
         "disconnected_parameters", "accumulating_gradients", "no_signal_from_loss", "loss_mismatch", "nonfinite_input",
         "nonfinite_loss", "adversary_dominates", "router_collapse", "learning_rate_jump", "forgetting_recurrence",
-        "stale_second_moment", "loss_spike", "excessive_weight_decay",
+        "stale_second_moment", "loss_spike", "excessive_weight_decay", "missing_gradients",
     }  # fmt: skip
     assert conditions <= {cause for row in CATALOGUE for cause in row.chances}
 

@@ -193,7 +193,8 @@ class CauseSession(Session):
                 loss = loss + 0.0 * torch.full((), -1e9).half().float()
             return loss
 
-        if not self.get("scaler") and scaled == 1.0:
+        clears = bool(self.get("clear_gradients"))
+        if not self.get("scaler") and scaled == 1.0 and not clears:
             self.fit(model, optimizer, loss_of, metrics=metrics)
             return
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12) if self.get("scaler") else None
@@ -211,6 +212,8 @@ class CauseSession(Session):
                 for parameter in model.parameters():
                     if parameter.grad is not None:
                         parameter.grad /= scaled
+                if clears:
+                    optimizer.zero_grad()
                 optimizer.step()
             self.run.log(loss)
 

@@ -15,6 +15,10 @@ HIGH_UPDATE_RATIO = 0.03
 """Update over weight well above the practical band of 1e-5 to 1e-2 for a whole network."""
 MAX_PEAK_UPDATE_RATIO = 10.0
 """Bound of the largest update over weight in a score: after an explosion the ratio has no meaning beyond it."""
+UNMOVED_SCORE = 0.9
+"""Weights that have not moved at all, although the gradient would move them at a usual rate, have one explanation."""
+SLOW_SCORE = 0.7
+"""Weights that move too slowly for the steps so far, beside a loss that is flat: another fault may keep it flat."""
 GROWTH_FINDINGS = ("loss_divergence", "growth_in_time", "overwritten_weights")
 """Detectors whose finding shows that losses or gradients grew."""
 LARGE_NORM = CALM_FACTOR
@@ -71,6 +75,38 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
         score += 0.3
         text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. {text}".rstrip()
     return make_cause("learning_rate_too_high", score, text, **numbers)
+
+
+def check_low_learning_rate(run: RunEvidence) -> Cause | None:
+    """Look for a learning rate at which the weights of a run that is not learning stay what they are.
+
+    The SDK measures the update itself. So where something else makes it small, as clipping or Adam's epsilon does, the
+    condition that says so is the cause.
+    """
+    is_unmoved = any(each.detector == "starvation" and each.severity == "warning" for each in run.open_findings)
+    is_explained = bool(run.conditions) or any(each.detector == "excessive_clipping" for each in run.open_findings)
+    if is_explained or not (is_unmoved or run.learning == "stuck"):
+        return None
+    rate, largest = run.history.last_learning_rate, run.history.largest_learning_rate
+    if run.has_ended_schedule:
+        text = (
+            f"The schedule has taken the learning rate from {largest:.3g} to {rate:.3g} before the loss moved, which "
+            "ends the training. Perhaps its number of steps is that of another training."
+        )
+        return make_cause(
+            "learning_rate_too_low", UNMOVED_SCORE, text, learning_rate=rate, largest_learning_rate=largest
+        )
+    ratio = run.slow_update_ratio
+    if math.isnan(ratio) or rate > RATE_RISE * run.history.first_learning_rate:
+        return None  # updates were larger, or a warm-up goes on
+    known = "" if math.isnan(rate) else f", {rate:.3g},"
+    text = (
+        f"One update changes the weights by only {ratio:.1g} of their size, and none was larger than "
+        f"{run.history.largest_update_ratio:.1g}; about {HEALTHY_UPDATE_RATIO:g} is healthy. The learning rate{known} "
+        "is too low for gradients of this size."
+    )
+    score = UNMOVED_SCORE if is_unmoved else SLOW_SCORE
+    return make_cause("learning_rate_too_low", score, text, update_to_weight=ratio, learning_rate=rate)
 
 
 def check_destroying_updates(run: RunEvidence) -> Cause | None:

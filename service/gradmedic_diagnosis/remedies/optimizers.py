@@ -10,6 +10,7 @@ OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
         id="switch_optimizer",
         chances={
             "learning_rate_too_high": 0.35,
+            "learning_rate_too_low": 0.7,
             "unscaled_targets": 0.45,
             "unscaled_inputs": 0.4,
             "poor_initialization": 0.3,
@@ -20,7 +21,7 @@ OPTIMIZER_ROWS: tuple[RemedyRow, ...] = (
         sources=("Kingma and Ba 2015, Adam",),
         variant="Adam",
         fixed_parameters={"optimizer": "Adam", "learning_rate": 1e-3},
-        is_applicable=applicability.uses_no_adam,
+        is_applicable=applicability.may_switch_to_adam,
     ),
     RemedyRow(
         id="switch_optimizer",

@@ -76,9 +76,17 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
         sources=("Micikevicius et al. 2018, Mixed precision training, section 3",),
     ),
     RemedyRow(
+        id="extend_schedule",
+        chances={"learning_rate_too_low": 1.0},
+        reason="A schedule whose steps are those of this training ends with it, and not before.",
+        cost="None.",
+        sources=("Bengio 2012, Practical recommendations for gradient-based training, section 3.1",),
+        is_applicable=lambda run: run.has_ended_schedule,
+    ),
+    RemedyRow(
         id="call_zero_grad",
-        chances={"accumulating_gradients": 1.0},
-        reason="Gradients of earlier steps add up until they are set to zero.",
+        chances={"accumulating_gradients": 1.0, "missing_gradients": 1.0},
+        reason="An optimizer step needs the gradients of its own backward pass: no others, and all of them.",
         cost="None.",
         sources=(TORCH_RECIPES,),
     ),
@@ -119,7 +127,7 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="connect_parameters",
-        chances={"disconnected_parameters": 1.0, "no_signal_from_loss": 0.5},
+        chances={"disconnected_parameters": 1.0, "no_signal_from_loss": 0.5, "missing_gradients": 0.6},
         reason="A parameter learns only if an optimizer holds it and nothing cuts its path to the loss.",
         cost="None.",
         sources=(TORCH_RECIPES,),

@@ -80,6 +80,7 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
         changes_update=True,
         chances={
             "learning_rate_too_high": 1.0,
+            "learning_rate_too_low": 1.0,
             "learning_rate_jump": 0.75,
             "attention_logit_growth": 0.7,
             "unscaled_inputs": 0.55,
@@ -94,9 +95,10 @@ UPDATE_ROWS: tuple[RemedyRow, ...] = (
             "accumulating_gradients": 0.3,
         },
         reason="Brings the updates from their measured share of the weights to about the healthy 0.001.",
-        cost="Slower training in proportion, where the rate was not the problem.",
+        cost="Training that is slower, or less stable, in proportion, where the rate was not the problem.",
         sources=("Bengio 2012, Practical recommendations for gradient-based training, section 3.1",),
         choose_parameters=remedy_fit.choose_learning_rate_factor,
+        is_applicable=applicability.has_rate_to_scale,
     ),
     RemedyRow(
         id="warm_up",

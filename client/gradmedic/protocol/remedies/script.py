@@ -42,6 +42,19 @@ SCRIPT_REMEDIES: Mapping[str, RemedyKind] = {
             "jax": Code("loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)"),
         },
     ),
+    "extend_schedule": make_row(
+        Target.SCRIPT,
+        code={
+            "torch": Code(
+                "scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(  # with one scheduler.step() a batch\n"
+                "    optimizer, T_max=epochs * len(loader)\n)"
+            ),
+            "keras": Code(
+                "schedule = keras.optimizers.schedules.CosineDecay(rate, decay_steps=epochs * steps_per_epoch)"
+            ),
+            "jax": Code("schedule = optax.cosine_decay_schedule(rate, decay_steps=epochs * steps_per_epoch)"),
+        },
+    ),
     "call_zero_grad": make_row(
         Target.SCRIPT,
         code={"torch": Code("optimizer.zero_grad()\nloss.backward()\noptimizer.step()")},
