@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
 from gradmedic_diagnosis.run_evidence import SATURATING, RunEvidence
 
 Parameters = dict[str, float | int | str | bool]
 
 TARGET_UPDATE_RATIO = 3e-3
-"""Update over weight that a lowered learning rate aims at; somewhat above `HEALTHY_UPDATE_RATIO`."""
+"""Update over weight that another learning rate aims at; somewhat above `HEALTHY_UPDATE_RATIO`."""
 LEARNING_RATE_FACTORS = (1e-4, 0.3)
 """Smallest and largest factor that lowers the learning rate: beyond them it would hardly train, or hardly change."""
 RAISING_FACTORS = (10.0, 1e6)
@@ -74,13 +73,10 @@ def choose_clip_value(run: RunEvidence) -> Parameters:
 
 
 def choose_learning_rate_factor(run: RunEvidence) -> Parameters:
-    """Change the learning rate so that updates are `TARGET_UPDATE_RATIO` of the weights; undo a jump.
-
-    Where the updates are too small, `HEALTHY_UPDATE_RATIO` is enough.
-    """
+    """Change the learning rate so that updates are `TARGET_UPDATE_RATIO` of the weights, or by what it jumped up."""
     if not math.isnan(run.slow_update_ratio):
         smallest_factor, largest_factor = RAISING_FACTORS
-        factor = HEALTHY_UPDATE_RATIO / run.slow_update_ratio if run.slow_update_ratio > 0 else largest_factor
+        factor = TARGET_UPDATE_RATIO / run.slow_update_ratio if run.slow_update_ratio > 0 else largest_factor
         return {"factor": round_to(min(max(factor, smallest_factor), largest_factor))}
     ratios = (run.typical_update_ratio, run.history.first_update_ratio, 0.0)
     largest = max(ratio for ratio in ratios if not math.isnan(ratio))
