@@ -276,3 +276,22 @@ def test_raw_inputs_are_a_cause_of_vanishing_gradients_too() -> None:
     assert Diagnostician(layers(4)).update(fading).verdict == "vanishing"
     assert "unscaled_inputs" in find_causes(fading, Training(input_rms=3000.0))
     assert "unscaled_inputs" not in find_causes(fading, Training(input_rms=1.0))
+
+
+def test_a_run_that_gets_worse_has_updates_that_are_too_large() -> None:
+    """A loss that rises under updates of a tenth of the weights has a cause, and a momentum of 0.999 is named."""
+    rising = run(np.linspace(0.5, 2.5, 300) + 0.01 * noisy(0.0, 300), update=1.0)
+    causes = find_causes(rising, Training(optimizers=[Optimizer(name="SGD", momentum=0.999)]))
+    assert "A momentum of 0.999 adds each gradient to 1000 updates" in causes["learning_rate_too_high"].explanation
+    assert "momentum" not in find_causes(rising)["learning_rate_too_high"].explanation
+    assert "learning_rate_too_high" not in find_causes(run(rising.series["loss"].values, update=0.01))
+
+
+def test_units_that_large_updates_killed_are_a_consequence() -> None:
+    """Units that die after the first steps, under updates as large as the weights, follow from these updates."""
+    alive = np.where(np.arange(300)[:, None] < 10, 0.5, 0.0)
+    killed = find_causes(run(noisy(2.3, 300), gradient=alive, update=np.where(alive > 0, 20.0, 0.0)))
+    assert list(killed)[:2] == ["learning_rate_too_high", "dead_units"]
+    assert "died at step" in killed["learning_rate_too_high"].explanation
+    from_the_start = find_causes(run(noisy(2.3, 300), gradient=0.0, update=0.0))
+    assert next(iter(from_the_start)) == "dead_units"

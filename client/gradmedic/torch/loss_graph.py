@@ -1,7 +1,7 @@
 """Reads from the graph of autograd which operations computed a loss.
 
-Only names of nodes are read, and where they lead to: no tensor, so that nothing is unpacked or computed again. Nothing
-of the graph is kept.
+Only names of nodes are read, the shapes of their results, and where they lead to: no tensor, so that nothing is
+unpacked or computed again. Nothing of the graph is kept.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class LossGraph:
     """Whether log-probabilities of samples of the model itself are multiplied by something without a gradient."""
     subtracts_outputs: bool = False
     """Whether outputs of one network are subtracted from others, without a target and without a bound."""
+    broadcasts: bool = False
+    """Whether the difference of an output `[n, 1]` and a target has the shape `[n, n]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,8 @@ def walk_loss(root: Node, known: KnownNodes) -> tuple[LossGraph, list[Node]]:
             continue
         if identity is not None and identity in known.losses:
             graph.losses.add(identity)
+        if operation in _DIFFERENCES and not graph.broadcasts:
+            graph.broadcasts = _broadcasts_output(node, known)
         kind = None if path.is_below_loss else _find_kind(node, operation, identity, known, path)
         is_weighed = (
             path.is_policy
@@ -282,6 +286,27 @@ def _list_source(node: Node, graph: LossGraph) -> None:
     source = skip_views(node)
     if source is not None and len(graph.operations) < MAX_OPERATIONS and get_operation(source) != "AccumulateGrad":
         graph.operations.append(get_operation(source))
+
+
+def _broadcasts_output(node: Node, known: KnownNodes) -> bool:
+    """Whether a difference compares each of the outputs `[n, 1]` of a model with each of `n` targets.
+
+    An output that the script itself gave another shape for that, as a loss over pairs does, does not count.
+    """
+    sources = [(source, index) for source, index in node.next_functions if source is not None]
+    if len(sources) != 1:
+        return False
+    source, index = sources[0]
+    result, output = _read_shape(node, 0), _read_shape(source, index)
+    if len(result) != 2 or result[0] != result[1] or result[0] < 2 or output != (result[0], 1):
+        return False
+    return identify(source) in known.outputs or _find_layer(source, get_operation(source)) is not None
+
+
+def _read_shape(node: Node, index: int) -> tuple[int, ...]:
+    """Return the shape of a result of a node; empty if torch does not show it."""
+    results = getattr(node, "_input_metadata", ())
+    return tuple(int(size) for size in results[index].shape) if index < len(results) else ()
 
 
 def _find_layer(node: Node, operation: str) -> Hashable:

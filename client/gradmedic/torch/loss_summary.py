@@ -79,9 +79,16 @@ def summarize(steps: Sequence[ObservedStep], *, optimizers: int) -> Loss | None:
         operations=seen[0].operations if seen else [],
         classes=classes.pop() if len(classes) == 1 else None,
         constant_level=None if has_own_kind else estimate_constant_level(logged),
-        broadcasts=any(call.broadcasts for call in calls) if calls else None,
+        broadcasts=_find_broadcast(seen, calls),
         surrogate=True if surrogate else _find_given(kind, calls, steps),
     )
+
+
+def _find_broadcast(graphs: Sequence[LossGraph], calls: Sequence[LossCall]) -> bool | None:
+    """Return whether output and target broadcast, in a loss function or in a formula of the script; None: not seen."""
+    if any(graph.broadcasts for graph in graphs):
+        return True
+    return any(call.broadcasts for call in calls) if calls else None
 
 
 def _read(number: MeasuredArray | float) -> float:

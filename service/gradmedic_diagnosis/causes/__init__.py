@@ -49,6 +49,7 @@ from gradmedic_diagnosis.causes.updates import (
     check_excessive_clipping,
     check_learning_rate,
     check_low_learning_rate,
+    check_rate_of_worsening_run,
     check_weight_decay,
 )
 from gradmedic_diagnosis.remedies import CATALOGUE
@@ -100,6 +101,7 @@ _VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
 _OTHER_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (check_precision_underflow, check_low_learning_rate)
 _FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     *_OTHER_CHECKS,
+    check_rate_of_worsening_run,
     check_measured_input_scale,
     check_measured_target_scale,
     check_weight_decay,

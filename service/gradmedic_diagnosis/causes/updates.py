@@ -8,6 +8,7 @@ from gradmedic.protocol.diagnosis import Cause
 from gradmedic_diagnosis.causes.cause import MIN_RATIO, find_largest, make_cause, ramp
 from gradmedic_diagnosis.causes.recurrence import EXPANDING_FACTORS
 from gradmedic_diagnosis.measurements import HEALTHY_UPDATE_RATIO
+from gradmedic_diagnosis.optimizers import is_plain_sgd
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.run_history import CALM_FACTOR
 
@@ -15,6 +16,8 @@ HIGH_UPDATE_RATIO = 0.03
 """Update over weight well above the practical band of 1e-5 to 1e-2 for a whole network."""
 MAX_PEAK_UPDATE_RATIO = 10.0
 """Bound of the largest update over weight in a score: after an explosion the ratio has no meaning beyond it."""
+DEATH_SCORE = 0.15
+"""What units that were alive at first add: the largest updates then come before dead units, which follow from them."""
 UNMOVED_SCORE = 0.9
 """Weights that have not moved at all, although the gradient would move them at a usual rate, have one explanation."""
 SLOW_SCORE = 0.7
@@ -29,6 +32,8 @@ RARE_SHARE = 0.1
 recurrence it does more: one step over a cliff is what has to be bounded (Pascanu et al. 2013, section 2.3)."""
 FEW_NORMS = 3
 """Large gradients that are rare however short the run is: the first breaks the run, and the others follow from it."""
+LARGE_MOMENTUM = 0.99
+"""Momentum from which its sum of gradients makes a usual learning rate too high: a hundred times the gradient."""
 RATE_RISE = 3.0
 """A learning rate that has risen by this factor since the start is evidence."""
 SHRUNK_WEIGHTS = 0.3
@@ -74,7 +79,15 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
     if has_risen:
         score += 0.3
         text = f"The learning rate has risen {rise:.3g}-fold since the start, up to {rate:.3g}. {text}".rstrip()
+    momentum = max((each.momentum or 0.0 for each in run.training.optimizers if is_plain_sgd(each)), default=0.0)
+    if LARGE_MOMENTUM <= momentum < 1:
+        text += f" A momentum of {momentum:g} adds each gradient to {1 / (1 - momentum):.0f} updates, one of 0.9 to 10."
     return make_cause("learning_rate_too_high", score, text, **numbers)
+
+
+def check_rate_of_worsening_run(run: RunEvidence) -> Cause | None:
+    """Look for updates that are too large in a run whose objective gets worse, with gradients that cause no alarm."""
+    return check_learning_rate(run) if run.learning == "worsening" else None
 
 
 def check_low_learning_rate(run: RunEvidence) -> Cause | None:
@@ -119,6 +132,10 @@ def check_destroying_updates(run: RunEvidence) -> Cause | None:
         "enough to saturate units."
     )
     score = 0.4 + 0.3 * ramp(math.log10(peak), math.log10(HIGH_UPDATE_RATIO), 0.0)
+    dead = run.find("zero_gradient")
+    if dead is not None and dead.first_step > 0:
+        score += DEATH_SCORE
+        text += f" Units died at step {dead.first_step}, and not at the start."
     return make_cause("learning_rate_too_high", score, text, update_to_weight=peak)
 
 

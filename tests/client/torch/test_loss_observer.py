@@ -117,6 +117,37 @@ def test_targets_that_broadcast_are_seen(shape: tuple[int, ...], broadcasts: boo
     assert loss.broadcasts is broadcasts
 
 
+FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squares": lambda output, target: ((output - target) ** 2).mean(),
+    "target first": lambda output, target: (target - output).square().mean(),
+    "absolute": lambda output, target: 0.5 * (output - target).abs().sum() / BATCH,
+    "logarithm": lambda output, target: torch.log(torch.cosh(output - target)).mean(),
+}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_targets_that_broadcast_in_a_formula_are_seen(formula: str) -> None:
+    """A loss that the script writes itself warns of nothing: outputs `[n, 1]` less targets `[n]` are `[n, n]`."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    compute = FORMULAS[formula]
+    assert observe(lambda model, x: compute(model(x), values(BATCH)), model=model).broadcasts is True
+    for target in (values(BATCH, 1), values(1), values(1, BATCH // 2)):
+        sound = functools.partial(lambda model, x, target: compute(model(x), target), target=target)
+        assert observe(sound, model=model).broadcasts is None
+    assert observe(lambda model, x: compute(model(x)[:, 0], values(BATCH)), model=model).broadcasts is None
+
+
+def test_pairs_of_outputs_are_no_broadcast() -> None:
+    """A loss over all pairs, of outputs or of outputs and quantiles, gives the outputs another shape for that."""
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+    losses: tuple[LossOf, ...] = (
+        lambda model, x: (model(x) - model(x).T).square().mean(),
+        lambda model, x: (model(x).squeeze(1).unsqueeze(1) - values(BATCH)).abs().mean(),
+    )
+    for loss in losses:
+        assert observe(loss, model=model).broadcasts is None
+
+
 def test_an_output_that_is_a_view_shows_what_computed_it() -> None:
     """A model may reshape its probabilities at its end."""
     model = network(nn.Softmax(dim=1), nn.Unflatten(1, (CLASSES, 1)), nn.Flatten())
