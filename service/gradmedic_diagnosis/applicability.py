@@ -53,6 +53,12 @@ def is_exploding(run: RunEvidence) -> bool:
     return run.verdict == "exploding"
 
 
+def ignores_all_labels(run: RunEvidence) -> bool:
+    """Whether the loss is not finite because it ignores all labels of a batch."""
+    finding = run.find("nonfinite_loss")
+    return finding is not None and finding.evidence.get("ignored_label_share") == 1.0
+
+
 def has_rate_to_scale(run: RunEvidence) -> bool:
     """Whether another factor of the learning rate can help: not where a schedule has ended the training."""
     return not run.has_ended_schedule
@@ -272,6 +278,7 @@ def has_broadcast_targets(run: RunEvidence) -> bool:
     return run.training.loss is not None and run.training.loss.broadcasts is True
 
 
-def has_labels(run: RunEvidence) -> bool:
-    """Whether the loss may compare with labels, which a loss may ignore."""
-    return run.training.loss is None or run.is_classification
+def may_ignore_labels(run: RunEvidence) -> bool:
+    """Whether the loss may compare with labels that it ignores. Those of a loss that is not finite were counted."""
+    has_labels = run.training.loss is None or run.is_classification
+    return has_labels and (run.find("nonfinite_loss") is None or ignores_all_labels(run))

@@ -120,7 +120,7 @@ def test_clipping_is_missed_only_where_it_would_have_acted() -> None:
 
 def test_a_recurrence_that_was_spoiled_is_no_first_cause() -> None:
     """A recurrence that shrinks gradients from the start is the cause; a burst that spoiled one is, too."""
-    named = [*layers(3), Layer(name="rnn.weight_hh", shape=[10, 10], role="recurrent")]
+    named = [*layers(3), Layer(name="rnn.weight_hh", shape=[10, 10], role="recurrent", spectral_norm=1.0)]
     steps = np.arange(300)
     block = run(noisy(2.3, 300), gradient=np.where(steps == 60, 50.0, 1.0)[:, None])
     for before, first in ((0.3, "long_recurrence"), (0.95, "missing_clipping")):
@@ -295,3 +295,20 @@ def test_units_that_large_updates_killed_are_a_consequence() -> None:
     assert "died at step" in killed["learning_rate_too_high"].explanation
     from_the_start = find_causes(run(noisy(2.3, 300), gradient=0.0, update=0.0))
     assert next(iter(from_the_start)) == "dead_units"
+
+
+def test_a_recurrent_matrix_that_starts_too_large_is_the_cause_of_a_loss_that_is_stuck() -> None:
+    """The state saturates, and gradients vanish or stay sound: the matrix of the start is the reason."""
+    block = run(noisy(2.3, 300))
+    for norm, first in ((3.0, ["poor_initialization"]), (1.0, [])):
+        named = [*layers(3), Layer(name="rnn.weight_hh", shape=[10, 10], role="recurrent", spectral_norm=norm)]
+        assert [cause.cause for cause in Diagnostician(named).update(block).causes] == first
+
+
+def test_labels_that_are_all_ignored_are_checked_first() -> None:
+    """No guarded operation helps against a mean over no labels."""
+    block = with_probe(with_probe(dying(), "ignored_label_share", {80: 1.0}), "input_nonfinite_count", {80: 0.0})
+    training = Training(loss=Loss(kind="cross_entropy", operations=["NllLoss", "LogSoftmax", "Addmm"]))
+    advice = [each.remedy.id for each in Diagnostician(layers(), training).update(block).advice]
+    assert advice[0] == "check_labels"
+    assert "guard_operations" not in advice

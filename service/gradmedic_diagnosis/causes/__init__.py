@@ -17,6 +17,7 @@ from gradmedic.protocol.verdicts import Learning
 from gradmedic_diagnosis.causes.cause import make_cause
 from gradmedic_diagnosis.causes.initialization import (
     check_large_initialization,
+    check_large_recurrence,
     check_small_initialization,
 )
 from gradmedic_diagnosis.causes.network import (
@@ -88,6 +89,7 @@ _VANISHING_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_saturating_activation,
     check_precision_underflow,
     check_small_initialization,
+    check_large_recurrence,
     check_dead_units,
     check_contracting_recurrence,
     check_weight_decay,
@@ -107,6 +109,7 @@ _FAILED_CHECKS: tuple[Callable[[RunEvidence], Cause | None], ...] = (
     check_weight_decay,
     check_excessive_clipping,
     check_small_initialization,
+    check_large_recurrence,
     check_large_first_outputs,
     check_normalization_is_missing,
 )

@@ -27,11 +27,9 @@ matrices behind rectifiers lose them with torch's own initialization, whose vari
 
 def check_large_initialization(run: RunEvidence) -> Cause | None:
     """Look for initial weights that amplify a signal."""
-    factor, decades = run.recurrent_factor, run.initial_signal_decades
-    if factor >= LARGE_RECURRENT_FACTOR and not decades >= CLEAR_INIT_DECADES:
-        score = LARGE_RECURRENT_SCORE + 0.06 * ramp(math.log10(factor), math.log10(LARGE_RECURRENT_FACTOR), 1.0)
-        text = f"The recurrent matrix starts at a factor of {factor:.3g} per time step; an orthogonal one starts at 1."
-        return make_cause("poor_initialization", score, text, recurrent_factor=factor)
+    decades = run.initial_signal_decades
+    if not decades >= CLEAR_INIT_DECADES and (recurrence := check_large_recurrence(run)) is not None:
+        return recurrence
     if math.isnan(decades) or decades < INIT_DECADES:
         return None
     return make_cause(
@@ -42,6 +40,16 @@ def check_large_initialization(run: RunEvidence) -> Cause | None:
         signal_decades=decades,
         layers=len(run.main_path),
     )
+
+
+def check_large_recurrence(run: RunEvidence) -> Cause | None:
+    """Look for a recurrent matrix that starts too large: the state saturates or overflows, whatever follows from it."""
+    factor = run.recurrent_factor
+    if not factor >= LARGE_RECURRENT_FACTOR:
+        return None
+    score = LARGE_RECURRENT_SCORE + 0.06 * ramp(math.log10(factor), math.log10(LARGE_RECURRENT_FACTOR), 1.0)
+    text = f"The recurrent matrix starts at a factor of {factor:.3g} per time step; an orthogonal one starts at 1."
+    return make_cause("poor_initialization", score, text, recurrent_factor=factor)
 
 
 def check_small_initialization(run: RunEvidence) -> Cause | None:

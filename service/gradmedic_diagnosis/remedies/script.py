@@ -60,6 +60,7 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
             "Yan et al. 2021, Exposing numerical bugs in deep learning via gradient back-propagation (GRIST)",
             "Goodfellow et al. 2016, Deep learning, section 4.1",
         ),
+        is_applicable=lambda run: not applicability.ignores_all_labels(run),
     ),
     RemedyRow(
         id="use_float32",
@@ -134,11 +135,11 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
     ),
     RemedyRow(
         id="check_labels",
-        chances={"no_signal_from_loss": 0.7},
-        reason="A loss that ignores all its labels has no gradient.",
+        chances={"no_signal_from_loss": 0.7, "nonfinite_loss": 1.0},
+        reason="A loss that ignores all its labels has no gradient, and its mean is 0/0.",
         cost="None.",
         sources=(TORCH_RECIPES,),
-        is_applicable=applicability.has_labels,
+        is_applicable=applicability.may_ignore_labels,
     ),
     RemedyRow(
         id="slow_down_adversary",
