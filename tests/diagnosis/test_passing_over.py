@@ -45,6 +45,7 @@ PROBES = {
     "epsilon_share": (0.95, "1.weight"),
     "unused_gradient_share": (0.3, ""),
     "steps_without_gradients": (4.0, ""),
+    "unregistered_gradient_share": (0.4, ""),
     "input_nonfinite_count": (2.0, ""),
     "second_moment_ratio": (30.0, "1.weight"),
     "time_gradient_factor": (0.2, "rnn"),

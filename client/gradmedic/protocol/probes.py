@@ -137,6 +137,15 @@ PROBES: Mapping[str, Probe] = MappingProxyType({
             description="Share of the elements with a gradient that are in no optimizer, 0 to 1.",
         ),
         Probe(
+            name="unregistered_gradient_share",
+            subject=Subject.MODEL,
+            scale=Scale.LINEAR,
+            description=(
+                "Share of the elements with a gradient that belong to parameters which the model does not register, "
+                "0 to 1."
+            ),
+        ),
+        Probe(
             name="steps_without_gradients",
             subject=Subject.MODEL,
             scale=Scale.COUNT,

@@ -6,6 +6,7 @@ The hooks act once. In a copy of the model, or in a file, they do nothing. Compi
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -42,6 +43,8 @@ class FirstForward:
         self._after_walk = after_walk
         self.uses: dict[int, ParameterUse] = {}
         """Use of each parameter that the graph holds, by the parameter's id. Empty until the graph was walked."""
+        self.unregistered: tuple[weakref.ref[nn.Parameter], ...] = ()
+        """Parameters that the model computes with and does not register, as those of layers in a list of Python."""
         self.constant_sums: set[int] = set()
         """Ids of modules that add something without a gradient to a signal: a position, a mask, or their own input."""
         self.recomputed: list[FirstForward] = []
@@ -63,6 +66,7 @@ class FirstForward:
                 graph = AutogradGraph(roots)
                 self.uses = find_uses(graph, self.calls)
                 self.constant_sums = _find_constant_sums(graph, self.calls)
+                self.unregistered = _find_unregistered(graph, self.calls, module)
                 if any(operation.startswith(_CHECKPOINT) for operation in graph.operations):
                     hidden = self.calls.list_hidden()
                     self.recomputed = [FirstForward(inner) for inner in module.modules() if id(inner) in hidden]
@@ -135,6 +139,21 @@ def _find_constant_sums(graph: AutogradGraph, calls: ModuleCalls) -> set[int]:
     )
     found = {calls.find_innermost(sequence, sequence) for sequence in sums}
     return {module for module in found if module is not None}
+
+
+def _find_unregistered(graph: AutogradGraph, calls: ModuleCalls, model: nn.Module) -> tuple[weakref.ref[Any], ...]:
+    """Return the parameters that are used while the model is called, and that it does not have.
+
+    Those behind its inputs, as of the generator whose output a discriminator gets, are used before the call.
+    """
+    registered = {id(parameter) for parameter in model.parameters()}
+    found = []
+    for leaf, parameter in graph.leaves.items():
+        if id(parameter) not in registered:
+            used = [graph.sequence[operation] for operation in graph.find_operations(leaf)]
+            if any(calls.find_innermost(sequence, sequence) is not None for sequence in used):
+                found.append(weakref.ref(parameter))
+    return tuple(found)
 
 
 def _find_called_model(model: nn.Module) -> nn.Module | None:

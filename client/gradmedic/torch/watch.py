@@ -161,7 +161,12 @@ class Watch:
         self._loss_observer = LossObserver(self.models.values(), len(self.optimizers))
         self._output_meter = OutputGradientMeter(list(self.models.values()), self._sampling, self._call_safely)
         self._probing = Probing(
-            list(self.models.values()), self.optimizers, self._layers.owned, self._sampling, sampler
+            list(self.models.values()),
+            self.optimizers,
+            self._layers.owned,
+            self._layers.list_unregistered,
+            self._sampling,
+            sampler,
         )
         if self._measures_activations:
             self._activation_meter = ActivationMeter(

@@ -129,6 +129,11 @@ class WatchedLayers:
         uses = (forward.uses.get(parameter) for forward in self._first_passes)
         return next((use.follower for use in uses if use is not None), None)
 
+    def list_unregistered(self) -> list[Tensor]:
+        """Return the parameters that the models compute with and do not register, as far as first passes show them."""
+        alive = (reference() for forward in self._first_passes for reference in forward.unregistered)
+        return [parameter for parameter in alive if parameter is not None and id(parameter) not in self.by_id]
+
     def list_built(self) -> list[Tensor]:
         """Return the parameters of the models that have a shape; those of lazy modules get theirs at the first call."""
         return [owned.parameter for owned in self.owned if not is_lazy(owned.parameter)]

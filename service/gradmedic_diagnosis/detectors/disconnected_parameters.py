@@ -40,11 +40,16 @@ class DisconnectedParameters(Detector):
     A second form: layers have gradients that no optimizer uses. It is a note where that is most of the model, or only
     layers before those that train, as where a head is tuned on features, unless the loss does not fall at all: then the
     layers that train are not enough.
+
+    A third form: parameters that the model computes with, and does not register, have gradients that nothing uses.
     """
 
     id = "disconnected_parameters"
     verdict = "healthy"
-    stored_keys: ClassVar[Mapping[str, str]] = {"steps": "steps", "touched": "touched", "probes": "probes"}
+    stored_keys: ClassVar[Mapping[str, str]] = {
+        "steps": "steps", "touched": "touched", "probes": "probes",
+        "unregistered_probes": "unregistered_probes",
+    }  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +58,9 @@ class DisconnectedParameters(Detector):
         self.touched = 0
         """Bit set of the layers that had a gradient so far: bit i is layer i."""
         self.probes = 0
-        """Consecutive probes with gradients that no optimizer uses."""
+        """Consecutive probes with gradients of layers that no optimizer uses."""
+        self.unregistered_probes = 0
+        """Consecutive probes with gradients of parameters that the model does not register."""
         self._untouched = np.zeros(0, dtype=np.bool_)
         """The other layers, `[layer]`."""
         self._are_all_touched = False
@@ -70,7 +77,7 @@ class DisconnectedParameters(Detector):
 
     def pass_over(self, columns: StepColumns) -> int:
         """Read the steps before the first gradient of a layer that had none yet, and before the next probe."""
-        stop = columns.first_probe("unused_gradient_share")
+        stop = min(columns.first_probe("unused_gradient_share"), columns.first_probe("unregistered_gradient_share"))
         present = columns.measurements.present
         if len(self._untouched) != present.shape[1]:
             return 0
@@ -91,6 +98,9 @@ class DisconnectedParameters(Detector):
         shares = view.probes.get("unused_gradient_share")
         if shares:
             self._read_unused(view, shares.get("", 0.0))
+        shares = view.probes.get("unregistered_gradient_share")
+        if shares:
+            self._read_unregistered(view, shares.get("", 0.0))
         present = view.measurements.present[view.row]
         if len(self._untouched) != len(present):
             self._untouched = ~_read_bits(self.touched, len(present))
@@ -107,7 +117,7 @@ class DisconnectedParameters(Detector):
             self._untouched &= ~has_gradient
             self.touched = _write_bits(~self._untouched)
             self._are_all_touched = not self._untouched.any()
-            if not self._is_forgotten:
+            if not self._is_of_gradients:
                 self.close_finding(view.step)
         if self.steps < PERSISTENCE or self.is_open or not self._untouched.any():
             return
@@ -132,19 +142,33 @@ class DisconnectedParameters(Detector):
         return (is_cut_off, share) if share >= LARGE_SHARE else None
 
     @property
-    def _is_forgotten(self) -> bool:
-        """Whether the finding is about gradients that no optimizer uses."""
-        return self.finding_state is not None and "unused_gradient_share" in self.finding_state.evidence
+    def _is_of_gradients(self) -> bool:
+        """Whether the finding is about gradients that nothing uses."""
+        return self._has_evidence("unused_gradient_share") or self._has_evidence("unregistered_gradient_share")
+
+    def _has_evidence(self, name: str) -> bool:
+        return self.finding_state is not None and name in self.finding_state.evidence
+
+    def _read_unregistered(self, view: StepView, share: float) -> None:
+        if share == 0:
+            self.unregistered_probes = 0
+            if self._has_evidence("unregistered_gradient_share"):
+                self.close_finding(view.step)
+            return
+        self.unregistered_probes += 1
+        is_free = not self.is_open or self._has_evidence("unregistered_gradient_share")
+        if self.unregistered_probes >= PROBES and is_free:
+            self.update_finding(view.step, "warning", [], {"unregistered_gradient_share": share}, since=0)
 
     def _read_unused(self, view: StepView, share: float) -> None:
         architecture = view.architecture
         if share == 0 or not architecture.is_forgotten.any():
             self.probes = 0
-            if self._is_forgotten:
+            if self._has_evidence("unused_gradient_share"):
                 self.close_finding(view.step)
             return
         self.probes += 1
-        if self.probes < PROBES or (self.is_open and not self._is_forgotten):
+        if self.probes < PROBES or (self.is_open and not self._has_evidence("unused_gradient_share")):
             return
         forgotten = [int(i) for i in architecture.order if architecture.is_forgotten[i]]
         in_order = architecture.order.tolist()
@@ -157,7 +181,14 @@ class DisconnectedParameters(Detector):
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
         """Explain how much of the model does not train."""
-        evidence, count = finding.evidence, int(finding.evidence["layers_affected"])
+        evidence = finding.evidence
+        if "unregistered_gradient_share" in evidence:
+            return (
+                f"{evidence['unregistered_gradient_share']:.0%} of all gradients belong to parameters that the model "
+                "uses and does not register, as those of layers in a list or dict of Python: model.parameters() lacks "
+                "them, so that no optimizer changes them. Put the layers into an nn.ModuleList or nn.ModuleDict."
+            )
+        count = int(evidence["layers_affected"])
         if "unused_gradient_share" in evidence:
             which = f"1 weight matrix ({layers[0]}) is" if count == 1 else f"{count} (the last is {layers[-1]}) are"
             text = (

@@ -129,7 +129,7 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
     RemedyRow(
         id="connect_parameters",
         chances={"disconnected_parameters": 1.0, "no_signal_from_loss": 0.5, "missing_gradients": 0.6},
-        reason="A parameter learns only if an optimizer holds it and nothing cuts its path to the loss.",
+        reason="A parameter learns only if the model registers it, an optimizer holds it, and it reaches the loss.",
         cost="None.",
         sources=(TORCH_RECIPES,),
     ),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from tests.diagnosis.probed_run import diagnose_in_pieces, with_probes
-from tests.diagnosis.recorded_training import diagnose_recorded, record_training
+from tests.diagnosis.recorded_training import diagnose_recorded, diagnose_training, record_training
 from tests.diagnosis.synthetic_run import falling, layers, noisy, run
 from tests.diagnosis.whole_run import STEPS, find_finding
 from torch import Tensor, nn
@@ -162,3 +164,53 @@ def test_real_trainings() -> None:
     assert diagnosis.causes[0].cause == "disconnected_parameters"
     assert "head.weight" in diagnosis.causes[0].explanation
     assert find_finding(diagnose(TwoTowers(1.0)), "disconnected_parameters") is None
+
+
+def unregistered(shares: dict[int, float]) -> Block:
+    """Return a healthy run with the share of gradients of unregistered parameters on some steps."""
+    return with_probes(run(falling(STEPS)), {name_metric("unregistered_gradient_share"): shares})
+
+
+def test_layers_that_are_not_registered_are_a_fault() -> None:
+    """Three probes decide, also while the loss falls; a share of zero resolves it."""
+    assert find(unregistered({0: 0.6, 1: 0.6})) is None
+    finding = find(unregistered({0: 0.6, 1: 0.6, 2: 0.6, 50: 0.7}))
+    assert finding is not None
+    assert (finding.severity, finding.first_step) == ("warning", 0)
+    assert finding.evidence == {"unregistered_gradient_share": pytest.approx(0.7)}
+    assert "nn.ModuleList" in finding.explanation
+    resolved = find(unregistered({0: 0.6, 1: 0.6, 2: 0.6, 50: 0.0}))
+    assert resolved is not None
+    assert resolved.resolved_step == 50
+
+
+def test_layers_in_a_list_are_found_in_a_real_training() -> None:
+    """The cause is the missing nn.ModuleList, and the advice has it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = [nn.Linear(6, 6), nn.Linear(6, 6)]
+            self.head = nn.Linear(6, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            for layer in self.hidden:
+                x = torch.relu(layer(x))
+            return self.head(x)
+
+    def train(recorded: gradmedic.Run) -> None:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        recorded.watch(model, optimizer)
+        for _ in range(80):
+            inputs = torch.randn(16, 6)
+            loss = nn.functional.mse_loss(model(inputs), inputs.sum(dim=1, keepdim=True))
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+            recorded.log(loss=loss)
+
+    diagnosis = diagnose_training(train)
+    assert diagnosis.causes[0].cause == "disconnected_parameters"
+    assert diagnosis.causes[0].evidence["unregistered_gradient_share"] == pytest.approx(84 / 91)
+    assert "nn.ModuleList" in diagnosis.advice[0].snippet

@@ -90,7 +90,7 @@ SCRIPT_REMEDIES: Mapping[str, RemedyKind] = {
         code={
             "torch": Code(
                 "optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)  # every trained parameter\n"
-                "# and no detach(), .data, .item() or torch.no_grad() between them and the loss"
+                "# layers in an nn.ModuleList, not in a list, and no detach(), .data or torch.no_grad() before the loss"
             ),
             "keras": Code("gradients = tape.gradient(loss, model.trainable_variables)  # every trained variable"),
             "jax": Code("gradients = jax.grad(loss_function)(parameters)  # no stop_gradient on the way"),

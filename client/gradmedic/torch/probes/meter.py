@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradmedic.protocol.probes import is_multiplied_by_loss_scale
 from gradmedic.torch.probes.part_hooks import PartHooks
@@ -42,6 +42,8 @@ class ProbeContext:
     optimizers: Sequence[torch.optim.Optimizer]
     owned: Sequence[OwnedParameter]
     """The parameters of the models, with their modules and the names of their layers."""
+    list_unregistered: Callable[[], Sequence[Tensor]]
+    """Returns the parameters that the models compute with and do not register."""
     schedule: ProbeSchedule
     part_hooks: PartHooks
     """Attaches forward hooks to parts of the models."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradmedic.recording.sampler import Sampler
 from gradmedic.torch.lockstep import Lockstep
@@ -48,6 +48,7 @@ class Probing:
         models: models to observe.
         optimizers: their optimizers.
         owned: the parameters of the models.
+        list_unregistered: returns the parameters that the models compute with and do not register.
         sampling: decides which steps are sampled.
         sampler: sampler of the run, for its clock and its account.
     """
@@ -57,6 +58,7 @@ class Probing:
         models: Sequence[nn.Module],
         optimizers: Sequence[torch.optim.Optimizer],
         owned: Sequence[OwnedParameter],
+        list_unregistered: Callable[[], Sequence[Tensor]],
         sampling: Sampler | Lockstep,
         sampler: Sampler,
     ) -> None:
@@ -64,7 +66,9 @@ class Probing:
         self._schedule = ProbeSchedule(sampling, None if sampler.is_trial else sampler.clock)
         self._meters: list[ProbeMeter] = []
         self._part_hooks = PartHooks(models)
-        context = ProbeContext(models, optimizers, owned, self._schedule, self._part_hooks, self._call_safely)
+        context = ProbeContext(
+            models, optimizers, owned, list_unregistered, self._schedule, self._part_hooks, self._call_safely
+        )
         try:
             for meter in PROBE_METERS:
                 self._meters.append(meter(context))
