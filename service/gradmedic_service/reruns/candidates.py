@@ -33,6 +33,11 @@ COMBINATIONS = (
     ("unit_variance_initialization", "scale_learning_rate"),
 )
 """Pairs of remedies of the advice that are also tried together: often both are enough where one alone is not."""
+NEW_WEIGHTS = frozenset({"reinitialize", "unit_variance_initialization", "initialize_embeddings"})
+"""Remedies that replace the initial weights."""
+LEAST_FACTOR_OF_NEW_WEIGHTS = 0.01
+"""Smallest factor of the learning rate beside them: the advice has measured its factor with the weights that they
+replace, whose updates may have been huge because the signals were."""
 MAX_COMBINATIONS = 6
 """Number of combinations that are tried beside the single remedies."""
 GENERAL = (
@@ -84,7 +89,7 @@ def candidates_of_advice(
         if remedy.id not in first_by_id:
             first_by_id[remedy.id] = remedy
             combined += [
-                [first_by_id[first_id], first_by_id[second_id]]
+                _combine(first_by_id[first_id], first_by_id[second_id])
                 for first_id, second_id in COMBINATIONS
                 if remedy.id in (first_id, second_id) and first_id in first_by_id and second_id in first_by_id
             ]
@@ -92,6 +97,14 @@ def candidates_of_advice(
         combinations_left -= len(combined[:combinations_left])
     general = [[remedy] for remedy in GENERAL if remedy.id not in first_by_id and is_possible([remedy], parameters)]
     return candidates + general[: max(0, LEAST_CANDIDATES - len(candidates))]
+
+
+def _combine(first: Remedy, second: Remedy) -> list[Remedy]:
+    """Return two remedies as one candidate."""
+    if first.id in NEW_WEIGHTS and second.id == "scale_learning_rate":
+        factor = max(float(second.parameters["factor"]), LEAST_FACTOR_OF_NEW_WEIGHTS)
+        second = Remedy(id=second.id, parameters={**second.parameters, "factor": factor})
+    return [first, second]
 
 
 def is_possible(remedies: Sequence[Remedy], parameters: Sequence[TrainableParameter]) -> bool:
