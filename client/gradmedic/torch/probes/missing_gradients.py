@@ -28,16 +28,18 @@ class MissingGradientMeter(ProbeMeter):
         self._was_found = False
 
     def after_update(self, optimizer: torch.optim.Optimizer) -> None:
-        """Look for a gradient, and for parameters that something has written to since the last probe."""
+        """Look for a gradient, and for parameters that something has written to since the last probe.
+
+        All parameters of the models count: an optimizer may hold copies of them, in another precision or joined.
+        """
+        del optimizer
         self._has_stepped = True
-        owned = {id(each.parameter) for each in self.context.owned}
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if id(parameter) in owned:
-                    version = parameter._version
-                    is_new = self._versions.get(id(parameter), version) != version
-                    self._has_changed = self._has_changed or parameter.grad is not None or is_new
-                    self._versions[id(parameter)] = version
+        for owned in self.context.owned:
+            parameter = owned.parameter
+            version = parameter._version
+            was_written = self._versions.get(id(parameter), version) != version
+            self._has_changed = self._has_changed or parameter.grad is not None or was_written
+            self._versions[id(parameter)] = version
 
     def finish_step(self) -> Sequence[ProbeValues]:
         """Return the number of such steps in a row."""

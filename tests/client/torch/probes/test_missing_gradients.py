@@ -45,6 +45,25 @@ def test_a_usual_training_has_no_such_probe() -> None:
     assert train("zb zb zb") == [None, None, None]
 
 
+def test_an_optimizer_of_copies_changes_the_model() -> None:
+    """Gradients and updates are those of copies in float32, which are written back: the parameters have no gradient."""
+    model = nn.Linear(8, 2)
+    copies = [nn.Parameter(parameter.detach().clone()) for parameter in model.parameters()]
+    optimizer = torch.optim.SGD([*copies, model.bias], lr=0.1)
+    counts = []
+    with Recording(model, optimizer) as recording:
+        for _ in range(3):
+            torch.autograd.backward(model(torch.randn(4, 8)).square().mean())
+            for copied, parameter in zip(copies, model.parameters(), strict=True):
+                copied.grad, parameter.grad = parameter.grad, None
+            optimizer.step()
+            with torch.no_grad():
+                for copied, parameter in zip(copies, model.parameters(), strict=True):
+                    parameter.copy_(copied)
+            counts.append(recording.log().probes.get(NAME))
+    assert counts[1:] in ([None, None], [0.0, 0.0])
+
+
 def test_a_write_to_a_parameter_is_a_change() -> None:
     """Something else trains the model: whether gradients are there does not matter."""
     assert train("bz bzw bz") == [1.0, 0.0, 1.0]
