@@ -114,6 +114,7 @@ def test_a_signal_finishes_every_run(signals: list[str], service_url: str, clien
     """SIGTERM and SIGHUP, also both of them, finish each of several runs of a process as failed."""
     script = (
         "import gradmedic, os, signal, threading\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # the tests may run under nohup, which ignores it
         "runs = [gradmedic.init(project='exit') for _ in range(3)]\n"
         "for run in runs:\n"
         "    run.log(1.0)\n"
