@@ -60,8 +60,8 @@ def ignores_all_labels(run: RunEvidence) -> bool:
 
 
 def has_rate_to_scale(run: RunEvidence) -> bool:
-    """Whether another factor of the learning rate can help: not where a schedule has ended the training."""
-    return not run.has_ended_schedule
+    """Whether another factor of the learning rate can help: not of 0, and not where a schedule has ended."""
+    return not run.has_ended_schedule and run.history.last_learning_rate != 0
 
 
 def may_switch_to_adam(run: RunEvidence) -> bool:

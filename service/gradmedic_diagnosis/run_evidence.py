@@ -217,9 +217,8 @@ class RunEvidence:
     def has_ended_schedule(self) -> bool:
         """Whether a schedule took the learning rate to nearly nothing before the loss moved."""
         rate, largest = self.history.last_learning_rate, self.history.largest_learning_rate
-        return (
-            self.verdict not in UNHEALTHY_VERDICTS and self.learning == "stuck" and 0 <= rate <= ENDED_SHARE * largest
-        )
+        has_failed = self.verdict not in UNHEALTHY_VERDICTS and self.learning == "stuck"
+        return has_failed and largest > 0 and 0 <= rate <= ENDED_SHARE * largest
 
     @cached_property
     def numel(self) -> float:

@@ -81,7 +81,7 @@ def test_a_low_rate_that_is_meant_is_left_alone() -> None:
     assert all(cause.cause != CAUSE for cause in diagnose(stuck(warming, update=warming[:, None])).causes)
 
 
-@pytest.mark.parametrize(("rate", "ends_at", "first"), [(1e-7, 0, "scale_learning_rate"), (0.1, 5, "extend_schedule")])
+@pytest.mark.parametrize(("rate", "ends_at", "first"), [(1e-7, 0, "scale_learning_rate"), (1e-3, 5, "extend_schedule")])
 def test_real_trainings(rate: float, ends_at: int, first: str) -> None:
     """A rate of a ten-millionth, and a linear schedule that ends after five steps, through the SDK."""
 
@@ -91,7 +91,7 @@ def test_real_trainings(rate: float, ends_at: int, first: str) -> None:
         recorded.watch(model, optimizer)
         for step in range(200):
             if ends_at:
-                optimizer.param_groups[0]["lr"] = rate * max(0.0, 1 - step / ends_at) * 0.01
+                optimizer.param_groups[0]["lr"] = rate * max(0.0, 1 - step / ends_at)
             inputs = torch.randn(64, 6)
             loss = nn.functional.mse_loss(model(inputs), inputs.sum(dim=1, keepdim=True))
             optimizer.zero_grad()
@@ -102,3 +102,11 @@ def test_real_trainings(rate: float, ends_at: int, first: str) -> None:
     diagnosis = diagnose_training(train)
     assert [cause.cause for cause in diagnosis.causes] == [CAUSE]
     assert diagnosis.advice[0].remedy.id == first
+
+
+def test_a_rate_of_zero_is_not_scaled() -> None:
+    """Any factor of it is 0: it needs another rate."""
+    diagnosis = diagnose(stuck(0.0, update=0.0))
+    assert diagnosis.causes[0].cause == CAUSE
+    assert "The learning rate, 0, is too low" in diagnosis.causes[0].explanation
+    assert list(advice_of(diagnosis)) == ["switch_optimizer"]

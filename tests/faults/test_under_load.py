@@ -76,7 +76,7 @@ class Load:
 
     def __init__(self, url: str, wait_until: WaitUntil) -> None:
         self.url = url
-        self.client = httpx2.Client(timeout=PATIENCE / 10)  # a request that nobody answers is sent again in time
+        self.client = httpx2.Client(timeout=PATIENCE)
         self.is_over = threading.Event()
         self._wait_until = wait_until
         self.jobs = [Job(self, number) for number in range(JOBS)]

@@ -87,7 +87,7 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
     RemedyRow(
         id="call_zero_grad",
         chances={"accumulating_gradients": 1.0, "missing_gradients": 1.0},
-        reason="An optimizer step needs the gradients of its own backward pass: no others, and all of them.",
+        reason="Each optimizer step must use the gradients of its own backward pass, and no others.",
         cost="None.",
         sources=(TORCH_RECIPES,),
     ),

@@ -100,7 +100,7 @@ def candidates_of_advice(
 
 
 def _combine(first: Remedy, second: Remedy) -> list[Remedy]:
-    """Return two remedies as one candidate."""
+    """Return two remedies as one candidate; beside new weights, the learning rate is not scaled by a tiny factor."""
     if first.id in NEW_WEIGHTS and second.id == "scale_learning_rate":
         factor = max(float(second.parameters["factor"]), LEAST_FACTOR_OF_NEW_WEIGHTS)
         second = Remedy(id=second.id, parameters={**second.parameters, "factor": factor})
