@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import MutableMapping
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -11,6 +12,13 @@ import structlog
 
 from gradmedic_service.access.secrets import redact_secrets
 from gradmedic_service.settings import Settings
+
+TRACEBACK_KEYS = frozenset({"stack", "exception", "exc_info"})
+"""Keys of an event under which structlog has a traceback."""
+LEVEL_WIDTH = 9
+"""Characters of the longest name of a level, `exception`."""
+MARKS = frozenset(" \t=\r\n\"'")
+"""Characters for which a text is printed in quotes."""
 
 
 def set_up_logging(settings: Settings) -> None:
@@ -30,14 +38,7 @@ def set_up_logging(settings: Settings) -> None:
     rendering: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if settings.log_format == "json"
-        else [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(),
-                pad_event_to=0,
-                # The default one prints every local variable: large arrays, and data that does not belong in a log.
-                exception_formatter=structlog.dev.plain_traceback,
-            )
-        ]
+        else [_console_renderer(colors=True) if sys.stderr.isatty() else PlainRenderer()]
     )
     rendering.append(_hide_secrets)
     stream = sys.stderr
@@ -56,6 +57,38 @@ def set_up_logging(settings: Settings) -> None:
     )
     root.handlers = [handler]
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)  # it lists its parts at every migration
+
+
+class PlainRenderer:
+    """Renders events as structlog's console does without colors.
+
+    It does not visit the console's columns one by one: each request is an event, and that took a fifth of the time in
+    which the event loop serves a request.
+    """
+
+    def __init__(self) -> None:
+        self._console = _console_renderer(colors=False)
+
+    def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        """Return the line of an event; with a traceback, the lines."""
+        if not TRACEBACK_KEYS.isdisjoint(event):
+            return self._console(logger, method, event)
+        time, level, text, name = (event.pop(key, "") for key in ("timestamp", "level", "event", "logger"))
+        pairs = "".join(f" {key}={_plain_value(event[key])}" for key in sorted(event))
+        return f"{time} [{level:<{LEVEL_WIDTH}}] {text} [{name}]{pairs}"
+
+
+def _plain_value(value: Any) -> str:
+    return value if type(value) is str and MARKS.isdisjoint(value) else repr(value)
+
+
+def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:
+    return structlog.dev.ConsoleRenderer(
+        colors=colors,
+        pad_event_to=0,
+        # The default one prints every local variable: large arrays, and data that does not belong in a log.
+        exception_formatter=structlog.dev.plain_traceback,
+    )
 
 
 class LineLogger:

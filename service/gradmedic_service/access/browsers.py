@@ -36,6 +36,11 @@ SECURITY_HEADERS: Mapping[str, str] = {
 API_HEADERS: Mapping[str, str] = {**SECURITY_HEADERS, "Cache-Control": "no-store"}
 """Headers of every answer of the API: a cache that several clients share must not store what one key may read."""
 
+_RAW_SECURITY_HEADERS, _RAW_API_HEADERS = (
+    [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+    for headers in (SECURITY_HEADERS, API_HEADERS)
+)
+
 
 class BrowserGuard:
     """ASGI middleware: refuses unknown host names, and changes by pages of other origins.
@@ -74,10 +79,10 @@ def without_port(host: str) -> str:
     return (name if colon and port.isdecimal() else host).lower()
 
 
-def missing_security_headers(present: Collection[str], path: str) -> Mapping[str, str]:
-    """Return the security headers that an answer to a path lacks; `present` holds its headers in lower case."""
-    wanted = API_HEADERS if path.startswith(API_PATH) else SECURITY_HEADERS
-    return {name: value for name, value in wanted.items() if name.lower() not in present}
+def missing_security_headers(present: Collection[bytes], path: str) -> list[tuple[bytes, bytes]]:
+    """Return the security headers that an answer to a path lacks; `present` holds the names of those that it has."""
+    wanted = _RAW_API_HEADERS if path.startswith(API_PATH) else _RAW_SECURITY_HEADERS
+    return [header for header in wanted if header[0] not in present]
 
 
 def _refuse_other_origins(headers: Headers, host: str) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from urllib.parse import unquote
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gradmedic.protocol.ids import new_id
 from gradmedic_service.access.browsers import missing_security_headers
 from gradmedic_service.access.errors import ApiKeyInUrl
 from gradmedic_service.access.principal import RESULT, Principal
@@ -21,7 +21,7 @@ from gradmedic_service.http.metrics import NO_ROUTE
 from gradmedic_service.http.problems import answer_to, problem_response
 from gradmedic_service.services import services_of
 
-REQUEST_ID_HEADER = "X-Request-ID"
+REQUEST_ID_HEADER = "x-request-id"
 ACCEPTED_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 QUIET_PATHS = ("/healthz", "/readyz", "/metrics")
 """Paths that are read every few seconds. Such a request is logged only if it fails."""
@@ -41,7 +41,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        request_id = given if ACCEPTED_REQUEST_ID.fullmatch(given) else new_id().hex
+        request_id = given if ACCEPTED_REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         scope.setdefault("state", {})["request_id"] = request_id
         started = time.perf_counter()
         status: int | None = None
@@ -51,10 +51,9 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
-                for name, value in missing_security_headers(headers.keys(), scope["path"]).items():
-                    headers.append(name, value)
+                headers = message["headers"]
+                missing = missing_security_headers({name for name, _ in headers}, scope["path"])
+                message["headers"] = [*headers, *missing, (REQUEST_ID_HEADER.encode(), request_id.encode())]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):

@@ -257,7 +257,7 @@ def _read_advice(session: Session, rerun: models.Rerun, trials: Sequence[models.
         run_id = run_ids.get(trial.id)
         if trial.curve is None or run_id is None or advice.get(trial.candidate):
             continue
-        diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run_id, None)
+        diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run_id)
         advice[trial.candidate] = [entry.remedy for entry in diagnosis.advice]
     return advice
 

@@ -336,7 +336,7 @@ def _candidates(
 ) -> list[list[Remedy]]:
     """Return the candidates that a request names, or those of the run's advice."""
     if body.remedies is None:
-        diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run.id, None)
+        diagnosis = telemetry.diagnose(session.connection(), OPERATOR, facts, run.id)
         advice = [(entry.remedy.id, entry.remedy.parameters) for entry in diagnosis.advice]
         if not advice and diagnosis.level not in ("attention", "critical"):
             raise NotRerunnable(

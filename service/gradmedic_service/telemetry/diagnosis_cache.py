@@ -7,7 +7,6 @@ rewind and new diagnosis raises the run's revision, and the run's row names its 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from uuid import UUID
 
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter
 from gradmedic.protocol.diagnosis import Diagnosis
 from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.bounded_cache import BoundedCache
-from gradmedic_service.telemetry.repository import RunRow
+from gradmedic_service.telemetry.repository import RunVersion
 
 DIAGNOSIS = TypeAdapter(Diagnosis)
 
@@ -25,13 +24,10 @@ MAX_SIZE = 50_000
 DIAGNOSIS_SIZE = 50
 """Size of a diagnosis that names no layer, in layers."""
 
-Version = tuple[datetime, int, int, int | None, bytes, frozenset[str]]
-"""Creation, generation, revision, last step, facts and muted detectors of a run: all that its diagnosis depends on."""
-
 
 @dataclass(frozen=True)
 class _Cached:
-    version: Version
+    version: RunVersion
     diagnosis: Diagnosis
 
     @cached_property
@@ -45,23 +41,19 @@ class DiagnosisCache:
     def __init__(self, max_size: int = MAX_SIZE) -> None:
         self._diagnoses: BoundedCache[UUID, _Cached] = BoundedCache(max_size)
 
-    def find(self, run: RunRow) -> Diagnosis | None:
-        """Return the diagnosis of a run as it is now, without the results of reruns; None if it is not here."""
-        cached = self._diagnoses.get(run.id)
-        return cached.diagnosis if cached is not None and cached.version == _version_of(run) else None
+    def find(self, run_id: UUID, version: RunVersion) -> Diagnosis | None:
+        """Return the diagnosis of this version of a run, without the results of reruns; None if it is not here."""
+        cached = self._diagnoses.get(run_id)
+        return cached.diagnosis if cached is not None and cached.version == version else None
 
-    def add(self, run: RunRow, diagnosis: Diagnosis) -> None:
+    def add(self, version: RunVersion, diagnosis: Diagnosis, layer_count: int) -> None:
         """Add the diagnosis that was made of this version of a run, in place of an older one."""
-        self._diagnoses.add(run.id, _Cached(_version_of(run), diagnosis), DIAGNOSIS_SIZE + run.layer_counts[-1])
+        self._diagnoses.add(diagnosis.run_id, _Cached(version, diagnosis), DIAGNOSIS_SIZE + layer_count)
 
     def encode(self, diagnosis: Diagnosis) -> bytes:
         """Return a diagnosis as the JSON of an answer. That of a cached one is made once."""
         cached = self._diagnoses.get(diagnosis.run_id)
         return cached.body if cached is not None and cached.diagnosis is diagnosis else _encode(diagnosis)
-
-
-def _version_of(run: RunRow) -> Version:
-    return run.created_at, run.generation, run.revision, run.last_step, run.facts_digest, run.muted_detectors
 
 
 def _encode(diagnosis: Diagnosis) -> bytes:

@@ -392,8 +392,9 @@ def read_diagnosis(
 ) -> Response:
     """Return the diagnosis of the run: verdict, findings, causes and advice."""
     with database.reading_rows() as connection:
-        diagnosis = service.diagnose(connection, principal, facts, run_id, at_step, cache)
-        diagnosis = add_results(connection, diagnosis, is_latest=at_step is None)
+        diagnosis, has_reruns = service.read_diagnosis(connection, principal, facts, run_id, at_step, cache)
+        if has_reruns:
+            diagnosis = add_results(connection, diagnosis, is_latest=at_step is None)
     return Response(cache.encode(diagnosis), media_type=JSON_MEDIA_TYPE)
 
 

@@ -29,7 +29,7 @@ class FailedStep:
 
 def find_failed_step(connection: Connection, facts: FactsCache, run_id: UUID) -> FailedStep | None:
     """Return where a run failed first; None if every number was finite, apart from steps that a loss scaler skipped."""
-    diagnosis = service.diagnose(connection, OPERATOR, facts, run_id, None)
+    diagnosis = service.diagnose(connection, OPERATOR, facts, run_id)
     steps = [finding.first_step for finding in diagnosis.findings if finding.detector == _DETECTOR]
     if not steps:
         return None

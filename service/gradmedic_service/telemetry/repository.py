@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, Table, bindparam, delete, exists, insert, select, update
 
 from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic_service.database import models
@@ -16,6 +16,7 @@ from gradmedic_service.runs.stalling import SilenceLimit
 
 _PROJECTS = cast("Table", models.Project.__table__)
 _RUNS = cast("Table", models.Run.__table__)
+_RERUNS = cast("Table", models.Rerun.__table__)
 _STATES = cast("Table", models.DiagnosisState.__table__)
 _SNAPSHOTS = cast("Table", models.DiagnosisSnapshot.__table__)
 
@@ -51,6 +52,19 @@ class RunRow:
     def muted_detectors(self) -> frozenset[str]:
         """Ids of the detectors that are muted, by the run or by its project."""
         return frozenset((*(self.muted_by_run or ()), *(self.muted_by_project or ())))
+
+
+@dataclass(frozen=True, slots=True)
+class RunVersion:
+    """All that the diagnosis of a run depends on."""
+
+    created_at: datetime
+    generation: int
+    revision: int
+    last_step: int | None
+    facts_digest: bytes
+    muted_by_run: list[str] | None
+    muted_by_project: list[str] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +171,21 @@ _READ_RUN = (
     .select_from(_RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project))
     .where(_RUNS.c.id == bindparam("run_id"))
 )
+_READ_VERSION = (
+    select(
+        _RUNS.c.created_at,
+        _RUNS.c.generation,
+        _RUNS.c.revision,
+        _RUNS.c.last_step,
+        _RUNS.c.facts_digest,
+        _RUNS.c.muted_detectors,
+        _PROJECTS.c.muted_detectors,
+        _RUNS.c.project,
+        exists().where(_RERUNS.c.run_id == _RUNS.c.id),
+    )
+    .select_from(_RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project))
+    .where(_RUNS.c.id == bindparam("run_id"))
+)
 _READ_RUN_LOCKED = _READ_RUN.with_for_update(of=_RUNS)
 _READ_DIAGNOSIS = select(_STATES.c.state, _STATES.c.steps_since_snapshot).where(_STATES.c.run_id == bindparam("run_id"))
 _UPDATE_RUN = update(_RUNS).where(_RUNS.c.id == bindparam("run_id"))
@@ -173,6 +202,18 @@ def read_run(connection: Connection, run_id: UUID, *, is_locked: bool = False) -
     statement = _READ_RUN_LOCKED if is_locked else _READ_RUN
     row = connection.execute(statement, {"run_id": run_id}).one_or_none()
     return None if row is None else RunRow(**dict(zip(_RUN_FIELDS, row, strict=True)))
+
+
+def read_version(connection: Connection, run_id: UUID) -> tuple[RunVersion, str, bool] | None:
+    """Read what the diagnosis of a run depends on, its project, and whether it has reruns.
+
+    It is less than its row, for readers that mostly have the diagnosis already.
+    """
+    row = connection.execute(_READ_VERSION, {"run_id": run_id}).one_or_none()
+    if row is None:
+        return None
+    *version, project, has_reruns = row
+    return RunVersion(*version), project, bool(has_reruns)
 
 
 def read_diagnosis(connection: Connection, run_id: UUID) -> StoredDiagnosis | None:

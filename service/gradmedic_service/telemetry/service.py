@@ -236,36 +236,50 @@ def fill_progress(database: Database, facts: FactsCache, run_id: UUID) -> bool:
     return True
 
 
-def diagnose(
+def diagnose(connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID) -> Diagnosis:
+    """Return the diagnosis of a run now. Raises RunNotFound."""
+    return _diagnose(connection, facts, _find_run(connection, principal, run_id), None)
+
+
+def read_diagnosis(
     connection: Connection,
     principal: Principal,
     facts: FactsCache,
     run_id: UUID,
-    at_step: int | None = None,
-    cache: DiagnosisCache | None = None,
-) -> Diagnosis:
-    """Return the diagnosis of a run, now or as it was at a step. Raises RunNotFound.
+    at_step: int | None,
+    cache: DiagnosisCache,
+) -> tuple[Diagnosis, bool]:
+    """Return the diagnosis of a run, now or as it was at a step, and whether the run has reruns. Raises RunNotFound.
 
     `cache` has the diagnoses of runs that have not changed since they were read.
     """
-    run = _find_run(connection, principal, run_id)
-    is_latest = at_step is None or (run.last_step is not None and at_step >= run.last_step)
-    if is_latest and cache is not None and (cached := cache.find(run)) is not None:
-        return cached
+    found = repository.read_version(connection, run_id)
+    if found is None or not principal.reaches_run(run_id, found[1]):
+        raise _not_found(run_id)
+    version, _, has_reruns = found
+    if at_step is not None and not (version.last_step is not None and at_step >= version.last_step):
+        return _diagnose(connection, facts, _find_run(connection, principal, run_id), at_step), has_reruns
+    diagnosis = cache.find(run_id, version)
+    if diagnosis is None:
+        run = _find_run(connection, principal, run_id)
+        diagnosis = _diagnose(connection, facts, run, None)
+        cache.add(version, diagnosis, run.layer_counts[-1])
+    return diagnosis, has_reruns
+
+
+def _diagnose(connection: Connection, facts: FactsCache, run: RunRow, at_step: int | None) -> Diagnosis:
+    """Return the diagnosis of a run at a step before its last one; at its last step for None."""
     run_facts = read_facts(connection, facts, run)
-    if at_step is None or is_latest:
+    if at_step is None:
         diagnostician, _ = diagnosis_state.restore(connection, run, run_facts)
     else:
         diagnostician, _ = diagnosis_state.replay(connection, run, run_facts, at_step)
     at_that_step = diagnostician.diagnose()
-    diagnosis = Diagnosis(
-        run_id=run_id,
-        guards=_report_guards(connection, run) if is_latest else None,
+    return Diagnosis(
+        run_id=run.id,
+        guards=_report_guards(connection, run) if at_step is None else None,
         **{field.name: getattr(at_that_step, field.name) for field in fields(at_that_step)},
     )
-    if is_latest and cache is not None:
-        cache.add(run, diagnosis)
-    return diagnosis
 
 
 def _report_guards(connection: Connection, run: RunRow) -> GuardReport | None:
@@ -390,8 +404,12 @@ def read_verdict_at(connection: Connection, run_id: UUID, step: int) -> str:
 def _find_run(connection: Connection, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> RunRow:
     run = repository.read_run(connection, run_id, is_locked=is_locked)
     if run is None or not principal.reaches_run(run_id, run.project):
-        raise RunNotFound(f"There is no run {run_id}.")
+        raise _not_found(run_id)
     return run
+
+
+def _not_found(run_id: UUID) -> RunNotFound:
+    return RunNotFound(f"There is no run {run_id}.")
 
 
 def _record_changes(

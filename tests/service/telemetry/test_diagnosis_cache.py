@@ -127,19 +127,24 @@ def test_a_rediagnosed_run_is_read_anew(
 
 def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Database) -> None:
     """A full cache loses the diagnosis that was read longest ago."""
-    rows, diagnoses = [], []
+    versions, diagnoses = [], []
     for _ in range(3):
         run = create_run(client)
         append(client, run, 0)
         diagnoses.append(TypeAdapter(Diagnosis).validate_python(read(client, run)))
         with database.reading_rows() as connection:
-            row = repository.read_run(connection, UUID(run.rpartition("/")[2]))
-        assert row is not None
-        rows.append(row)
-    cache = DiagnosisCache(max_size=2 * (DIAGNOSIS_SIZE + rows[0].layer_counts[-1]))
-    for row, diagnosis in zip(rows, diagnoses, strict=True):
-        cache.add(row, diagnosis)
-    assert [cache.find(row) is not None for row in rows] == [False, True, True]
+            found = repository.read_version(connection, diagnoses[-1].run_id)
+        assert found is not None
+        versions.append(found[0])
+    layers = 2
+    cache = DiagnosisCache(max_size=2 * (DIAGNOSIS_SIZE + layers))
+    for version, diagnosis in zip(versions, diagnoses, strict=True):
+        cache.add(version, diagnosis, layers)
+    found_again = [
+        cache.find(diagnosis.run_id, version) is not None
+        for version, diagnosis in zip(versions, diagnoses, strict=True)
+    ]
+    assert found_again == [False, True, True]
 
 
 def test_a_second_reading_encodes_nothing(client: TestClient, create_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
