@@ -6,7 +6,7 @@ request. A direct route does the same in one loop over a plan that is made when 
 
 A direct route is declared and documented like every other one, and answers alike, errors included. It accepts less: its
 endpoint is a plain function that returns the response itself. Its parameters are dependencies that take the request
-alone, parameters of the path, and single headers and parameters of the query that may be missing.
+alone, parameters of the path and of the query, and headers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request
-from fastapi._compat import ModelField, field_annotation_is_sequence
+from fastapi._compat import field_annotation_is_sequence, get_missing_field_error
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -30,11 +30,11 @@ from starlette.types import Receive, Scope, Send
 
 from gradmedic_service.services import services_of
 
-OPTIONAL_KINDS = ("header_params", "query_params")
-"""Kinds of parameters that a request to a direct route may leave out."""
+PLACES = {"path": "path_params", "query": "query_params", "header": "headers"}
+"""Attributes of a request, by the places of the parameters that a direct route finds there."""
 OTHER_KINDS = ("cookie_params", "body_params")
 """Kinds of parameters that a direct route does not have."""
-READ_KINDS = ("path_params", *OPTIONAL_KINDS, *OTHER_KINDS, "dependencies")
+READ_KINDS = ("path_params", "query_params", "header_params", *OTHER_KINDS, "dependencies")
 """Kinds of parameters that the dependencies of a direct route do not have."""
 
 
@@ -85,18 +85,21 @@ class _Parameter:
     name: str
     alias: str
     place: str
-    """The attribute of the request that has its value: `path_params`, `headers` or `query_params`."""
-    location: tuple[str, str]
-    """The first parts of the place of an error."""
-    validate: Callable[..., tuple[Any, list[Any]]]
+    """One of `PLACES`."""
+    is_list: bool
+    """Whether a request may have several of it."""
+    is_required: bool
     default: Any
+    validate: Callable[..., tuple[Any, list[Any]]]
 
     def find(self, request: Request) -> tuple[Any, list[Any]]:
         """Return the value in a request, and the errors of its validation."""
-        value = getattr(request, self.place).get(self.alias)
-        if value is None:
-            return self.default, []
-        return self.validate(value, {}, loc=self.location)
+        values = getattr(request, PLACES[self.place])
+        value = values.getlist(self.alias) or None if self.is_list else values.get(self.alias)
+        location = (self.place, self.alias)
+        if value is not None:
+            return self.validate(value, {}, loc=location)
+        return (None, [get_missing_field_error(location)]) if self.is_required else (self.default, [])
 
 
 def _plan_dependencies(dependant: Dependant) -> Iterator[tuple[str | None, Callable[[Request], Awaitable[Any]]]]:
@@ -113,18 +116,17 @@ def _plan_dependencies(dependant: Dependant) -> Iterator[tuple[str | None, Calla
 def _plan_parameters(dependant: Dependant) -> Iterator[_Parameter]:
     """Yield the parameters of path, query and headers, in the order of FastAPI. Raises TypeError for other ones."""
     others = [field.name for kind in OTHER_KINDS for field in getattr(dependant, kind)]
-    optional = [field for kind in OPTIONAL_KINDS for field in getattr(dependant, kind)]
-    others += [field.name for field in optional if field.field_info.is_required() or _is_list(field)]
     if others:
         raise TypeError(f"a direct route does not find {', '.join(others)}")
-    for field in dependant.path_params:
-        yield _Parameter(field.name, field.alias, "path_params", ("path", field.alias), field.validate, None)
-    for field in dependant.query_params:
-        yield _Parameter(field.name, field.alias, "query_params", ("query", field.alias), field.validate, field.default)
-    for field in dependant.header_params:
-        alias = field.name.replace("_", "-") if field.alias == field.name else field.alias
-        yield _Parameter(field.name, alias, "headers", ("header", alias), field.validate, field.default)
-
-
-def _is_list(field: ModelField) -> bool:
-    return field_annotation_is_sequence(field.field_info.annotation)
+    for place in PLACES:
+        for field in getattr(dependant, f"{place}_params"):
+            is_header_name = place == "header" and field.alias == field.name
+            yield _Parameter(
+                name=field.name,
+                alias=field.name.replace("_", "-") if is_header_name else field.alias,
+                place=place,
+                is_list=field_annotation_is_sequence(field.field_info.annotation),
+                is_required=field.field_info.is_required(),
+                default=field.default,
+                validate=field.validate,
+            )

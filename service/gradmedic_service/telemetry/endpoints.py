@@ -236,7 +236,7 @@ SERIES_ANSWER: dict[str, Any] = {
 }
 
 
-@router.get(
+@direct_router.get(
     "/steps",
     operation_id="steps.read",
     tags=["steps"],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import pytest
@@ -16,7 +18,7 @@ from starlette.routing import Match, Route
 from starlette.testclient import TestClient
 from starlette.types import Scope
 
-from gradmedic.protocol.service import JSON_MEDIA_TYPE
+from gradmedic.protocol.service import JSON_MEDIA_TYPE, MSGPACK_MEDIA_TYPE
 from gradmedic_service.http.direct_routes import DirectRoute
 from gradmedic_service.http.routers import api_router
 from gradmedic_service.http.routes import RouteTable
@@ -79,6 +81,27 @@ READ_CASES: dict[str, dict[str, Any]] = {
 """Requests to read a diagnosis: what differs from the usual one."""
 
 
+SERIES_CASES: dict[str, dict[str, Any]] = {
+    "one series": {"query": "?statistic=loss"},
+    "several": {"query": "?statistic=grad_norm&statistic=loss&layer=layers.1&field=mean&field=max"},
+    "no statistic": {},
+    "an empty statistic": {"query": "?statistic="},
+    "an unknown statistic": {"query": "?statistic=x"},
+    "no statistic, and numbers that are none": {"query": "?max_points=x&from_step=-1&to_step=y"},
+    "too many points": {"query": "?statistic=loss&max_points=100000"},
+    "msgpack": {"query": "?statistic=loss", "headers": {"Accept": MSGPACK_MEDIA_TYPE}},
+    "msgpack with gzip": {
+        "query": "?statistic=grad_norm",
+        "headers": {"Accept": MSGPACK_MEDIA_TYPE, "Accept-Encoding": "gzip"},
+    },
+    "a table": {"query": "?statistic=loss", "headers": {"Accept": "text/csv"}},
+    "no such run": {"query": "?statistic=loss", "run_id": RUN_ID},
+    "an id that is none, and no statistic": {"run_id": "x"},
+    "HEAD": {"query": "?statistic=loss", "method": "HEAD"},
+}
+"""Requests to read series: what differs from the usual one."""
+
+
 def send(
     client: TestClient, run: str, case: dict[str, Any], method: str = "POST", route: str = "steps"
 ) -> tuple[int, dict[str, str], Any]:
@@ -107,20 +130,58 @@ def test_answers_are_those_of_fastapi(
     assert send(sqlite_client, run, case) == direct
 
 
-@pytest.mark.parametrize("case", READ_CASES.values(), ids=READ_CASES)
+@pytest.mark.parametrize(
+    ("route", "case"),
+    [
+        *(pytest.param("diagnosis", case, id=f"diagnosis: {name}") for name, case in READ_CASES.items()),
+        *(pytest.param("steps", case, id=f"steps: {name}") for name, case in SERIES_CASES.items()),
+    ],
+)
 def test_answers_to_reads_are_those_of_fastapi(
-    case: dict[str, Any], sqlite_client: TestClient, create_run: Any, monkeypatch: pytest.MonkeyPatch
+    route: str, case: dict[str, Any], sqlite_client: TestClient, create_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A diagnosis is read from a direct route as it would be from another one."""
+    """A diagnosis and series are read from a direct route as they would be from another one."""
     run = create_run(sqlite_client)
     rows = [[1.0, 2.0]] * 30 + [[1.0, "Infinity"]] * 10
     body = {"steps": list(range(40)), "loss": [1.5] * 30 + ["NaN"] * 10, "statistics": {"grad_norm": rows}}
     assert sqlite_client.post(f"{run}/steps", json=body).status_code == 200
     assert sqlite_client.get(f"{run}/diagnosis").json()["findings"]
-    direct = send(sqlite_client, run, case, "GET", "diagnosis")
+    direct = send(sqlite_client, run, case, "GET", route)
     monkeypatch.setattr("gradmedic_service.http.application.DirectRoute", _NoRoute)
     monkeypatch.setattr(DirectRoute, "handle", APIRoute.handle)
-    assert send(sqlite_client, run, case, "GET", "diagnosis") == direct
+    assert send(sqlite_client, run, case, "GET", route) == direct
+
+
+def echo(
+    n: Annotated[int, Query()],
+    h: Annotated[str, Header()],
+    x_limit: Annotated[int, Header()],
+    m: Annotated[list[int] | None, Query()] = None,
+    w: Annotated[list[str] | None, Header(alias="W-Name")] = None,
+) -> Response:
+    """Answer with the parameters."""
+    return Response(repr((n, h, x_limit, m, w)))
+
+
+@pytest.mark.parametrize("query", ["", "?n=1", "?n=x&m=1&m=y", "?n=1&n=2&m=3&m=4", "?n=", "?m="])
+@pytest.mark.parametrize(
+    "headers",
+    [[], [("H", "a"), ("X-Limit", "7")], [("H", ""), ("X-Limit", "y")], [("h", "a"), ("W-Name", "b"), ("w-name", "c")]],
+    ids=str,
+)
+def test_parameters_of_any_kind(query: str, headers: list[tuple[str, str]]) -> None:
+    """Parameters that must be there, and those that may be repeated, are found as FastAPI finds them."""
+    answers = []
+    for route_class in (APIRoute, DirectRoute):
+        app = FastAPI(openapi_url=None)
+        app.router.route_class = route_class
+        app.add_api_route("/", echo)
+        with ThreadPoolExecutor(1) as threads, TestClient(app) as client:
+            app.state.services = SimpleNamespace(request_threads=threads)
+            response = client.get(f"/{query}", headers=headers)
+            answers.append((response.status_code, response.text))
+    assert answers[0] == answers[1]
+    assert answers[0][0] in (200, 422)
 
 
 class _NoRoute:
@@ -167,24 +228,9 @@ async def answer_as_coroutine() -> Response:
     return Response()
 
 
-def answer_with_query(q: Annotated[str, Query()]) -> Response:
-    """Take a query parameter that must be there."""
-    return Response(q)
-
-
-def answer_with_list(q: Annotated[list[str] | None, Query()] = None) -> Response:
-    """Take a query parameter that may be repeated."""
-    return Response(str(q))
-
-
 def answer_with_cookie(c: Annotated[str, Cookie()] = "") -> Response:
     """Take a cookie."""
     return Response(c)
-
-
-def answer_with_header(h: Annotated[str, Header()]) -> Response:
-    """Take a header that must be there."""
-    return Response(h)
 
 
 def answer_with_body(b: dict[str, str]) -> Response:
@@ -211,10 +257,7 @@ def answer_with_thread(d: Annotated[str, Depends(read_on_thread)]) -> Response:
     ("endpoint", "message"),
     [
         (answer_as_coroutine, "answer_as_coroutine is a coroutine"),
-        (answer_with_query, "does not find q"),
-        (answer_with_list, "does not find q"),
         (answer_with_cookie, "does not find c"),
-        (answer_with_header, "does not find h"),
         (answer_with_body, "does not find b"),
         (answer_with_nested, "the dependency d is no coroutine that takes the request alone"),
         (answer_without_request, "the dependency _d is no coroutine"),
@@ -303,6 +346,6 @@ def test_a_mounted_application_comes_before_later_routes() -> None:
 
 
 def test_the_most_frequent_requests_have_direct_routes(session_app: FastAPI) -> None:
-    """Steps are appended and diagnoses are read by direct routes, and nothing else is."""
+    """Steps are appended and read, and diagnoses are read, by direct routes, and nothing else is."""
     direct = [route for route in session_app.routes if isinstance(route, DirectRoute)]
-    assert [route.operation_id for route in direct] == ["steps.append", "diagnosis.get"]
+    assert [route.operation_id for route in direct] == ["steps.append", "steps.read", "diagnosis.get"]
