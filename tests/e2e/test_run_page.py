@@ -41,7 +41,7 @@ from gradmedic_service.database.engine import Database
 from gradmedic_service.runs import service as runs
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.telemetry.appending import append as append_steps
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.run_cache import RunCache
 
@@ -469,7 +469,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Any:
             present=np.ones((block, 8), dtype=np.bool_),
         )
         with database.writing_rows() as connection:
-            _, cached_run = telemetry.append(connection, OPERATOR, facts, run_cache, run.id, received)
+            cached_run = append_steps(connection, OPERATOR, facts, run_cache, run.id, received).cached
         if cached_run is not None:
             run_cache.add(cached_run)
     database.close()

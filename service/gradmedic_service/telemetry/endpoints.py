@@ -40,6 +40,7 @@ from gradmedic_service.http.routers import api_router
 from gradmedic_service.reruns.outcomes import add_results
 from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.telemetry import export, service
+from gradmedic_service.telemetry.appending import append
 from gradmedic_service.telemetry.decoding import LARGEST_GENERATION, LARGEST_STEP, decode_block
 from gradmedic_service.telemetry.errors import NotAcceptable, StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.series_table import NUMBERS
@@ -157,10 +158,12 @@ def append_steps(
         block = decode_block(content, content_type, limits)
     del content  # during the transaction the block alone is needed
     with database.writing_rows(shares_commit=True) as connection:
-        result, cached_run = service.append(connection, principal, facts, run_cache, run_id, block, _read_date(date))
-    if cached_run is not None:
-        run_cache.add(cached_run)
-        new_verdict = result.verdict if result.verdict != cached_run.row_before.verdict else None
+        appended = append(connection, principal, facts, run_cache, run_id, block, _read_date(date))
+    result = appended.result
+    if appended.cached is not None:
+        run_cache.add(appended.cached)
+    if result.accepted:
+        new_verdict = result.verdict if result.verdict != appended.verdict_before else None
         metrics.count_block(result.accepted, block.count_values(result.accepted), new_verdict)
     automatic_reruns.start_after(database, principal, run_id, result)
     return Response(msgspec.json.encode(result), media_type=JSON_MEDIA_TYPE)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Table, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, Table, Text, bindparam, delete, exists, func, insert, select, update
+from sqlalchemy import cast as cast_type
 
 from gradmedic.protocol.diagnosis import VerdictChange
+from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.database import models
 from gradmedic_service.runs.stalling import SilenceLimit
 
@@ -19,6 +21,8 @@ _RUNS = cast("Table", models.Run.__table__)
 _RERUNS = cast("Table", models.Rerun.__table__)
 _STATES = cast("Table", models.DiagnosisState.__table__)
 _SNAPSHOTS = cast("Table", models.DiagnosisSnapshot.__table__)
+NOTHING_MUTED: Final = "[]"
+"""The muted detectors of a project that mutes none, as they are stored."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,6 +193,25 @@ _READ_VERSION = (
 _READ_RUN_LOCKED = _READ_RUN.with_for_update(of=_RUNS)
 _READ_DIAGNOSIS = select(_STATES.c.state, _STATES.c.steps_since_snapshot).where(_STATES.c.run_id == bindparam("run_id"))
 _UPDATE_RUN = update(_RUNS).where(_RUNS.c.id == bindparam("run_id"))
+_UPDATE_UNCHANGED_RUN = update(_RUNS).where(
+    _RUNS.c.id == bindparam("run_id"),
+    _RUNS.c.revision == bindparam("revision_before"),
+    # Few changes do not raise the revision.
+    _RUNS.c.status == bindparam("status_before"),
+    _RUNS.c.last_step.is_not_distinct_from(bindparam("last_step_before")),
+    _RUNS.c.stop_after.is_not_distinct_from(bindparam("stop_after_before")),
+    _RUNS.c.generation == bindparam("generation_before"),
+    _RUNS.c.facts_digest == bindparam("facts_digest_before"),
+    # It is another run with the same id otherwise.
+    _RUNS.c.created_at == bindparam("created_at_before"),
+    func.coalesce(
+        select(cast_type(_PROJECTS.c.muted_detectors, Text))
+        .where(_PROJECTS.c.name == bindparam("project_before"))
+        .scalar_subquery(),
+        NOTHING_MUTED,
+    )
+    == bindparam("muted_by_project_before"),
+)
 _UPDATE_STATE = update(_STATES).where(_STATES.c.run_id == bindparam("id"))
 _ADD_STATE = insert(_STATES)
 
@@ -223,26 +246,53 @@ def read_diagnosis(connection: Connection, run_id: UUID) -> StoredDiagnosis | No
 
 
 def write_append(connection: Connection, run_id: UUID, appended: AppendedRun) -> None:
-    """Write a run after an append."""
+    """Write a run after an append. The run must be locked."""
+    connection.execute(_UPDATE_RUN, {"run_id": run_id, **_columns_after(appended)})
+    _write_history(connection, run_id, appended)
+
+
+def write_append_if_unchanged(connection: Connection, run: RunRow, appended: AppendedRun) -> bool:
+    """Write a run after an append if its row is still `run`, and lock it; return whether it was, and was written."""
+    muted = run.muted_by_project
+    update_run = {
+        "run_id": run.id,
+        "revision_before": run.revision,
+        "status_before": run.status,
+        "last_step_before": run.last_step,
+        "stop_after_before": run.stop_after,
+        "generation_before": run.generation,
+        "facts_digest_before": run.facts_digest,
+        "created_at_before": run.created_at,
+        "project_before": run.project,
+        "muted_by_project_before": encode_json(muted).decode() if muted else NOTHING_MUTED,
+        **_columns_after(appended),
+    }
+    if connection.execute(_UPDATE_UNCHANGED_RUN, update_run).rowcount == 0:
+        return False
+    _write_history(connection, run.id, appended)
+    return True
+
+
+def _columns_after(appended: AppendedRun) -> dict[str, Any]:
     limit = appended.silence_limit
-    connection.execute(
-        _UPDATE_RUN,
-        {
-            "run_id": run_id,
-            "revision": appended.revision,
-            "last_step": appended.last_step,
-            "verdict": appended.verdict,
-            "learning": appended.learning,
-            "level": appended.level,
-            "score": appended.score,
-            "since_step": appended.since_step,
-            "metrics": appended.metrics,
-            **_columns_of(appended.listed),
-            "updated_at": appended.updated_at,
-            **({} if limit is None else {"patience": limit.seconds, "stalls_at": limit.stalls_at}),
-            **({"status": "running"} if appended.ends_stall else {}),
-        },
-    )
+    return {
+        "revision": appended.revision,
+        "last_step": appended.last_step,
+        "verdict": appended.verdict,
+        "learning": appended.learning,
+        "level": appended.level,
+        "score": appended.score,
+        "since_step": appended.since_step,
+        "metrics": appended.metrics,
+        **_columns_of(appended.listed),
+        "updated_at": appended.updated_at,
+        **({} if limit is None else {"patience": limit.seconds, "stalls_at": limit.stalls_at}),
+        **({"status": "running"} if appended.ends_stall else {}),
+    }
+
+
+def _write_history(connection: Connection, run_id: UUID, appended: AppendedRun) -> None:
+    """Write the diagnosis, snapshots and changes of the verdict that an append brought."""
     if appended.diagnosis is not None:
         _write_diagnosis(connection, run_id, appended.diagnosis)
     if appended.snapshots:

@@ -1,8 +1,7 @@
 """Runs that this process appended to last, with their diagnosticians, so that the next append restores nothing.
 
-The database decides. A cached run is used only if the run's row, read under its lock, is at the very revision at which
-this process left it, and it is cached only after that revision is durable. An append at another replica, a rewind and
-an update raise the revision; then the database is read instead.
+The database decides. A cached run is used only where the run's row is as this process left it, and it is cached only
+after that is durable. Where something else has changed the row, the database is read instead.
 """
 
 from __future__ import annotations
@@ -26,31 +25,30 @@ RUN_SIZE = 50
 class CachedRun:
     """A run after an append of this process."""
 
-    row_before: RunRow
-    """The run's row before the append."""
-    revision: int
-    last_step: int
+    row: RunRow
+    """The run's row after the append."""
     diagnostician: Diagnostician
     steps_since_snapshot: int
     """Number of steps that the diagnostician has read since the last snapshot."""
     steps_since_state: int
     """Number of steps that the diagnostician has read since its state was stored."""
-    tail: Tail
+    tail: Tail | None
+    """The end of its stored steps; None where this process has not read it."""
 
     @property
     def size(self) -> int:
         """Memory of the cached run, in layers."""
-        return RUN_SIZE + self.row_before.layer_counts[-1]
+        return RUN_SIZE + self.row.layer_counts[-1]
 
     def is_current(self, row: RunRow) -> bool:
         """Whether nothing but this append has changed the run: `row` is its row now."""
         return (
-            self.revision == row.revision
-            and self.last_step == row.last_step
-            and self.row_before.created_at == row.created_at
-            and self.row_before.generation == row.generation
-            and self.row_before.facts_digest == row.facts_digest
-            and self.row_before.muted_detectors == row.muted_detectors
+            self.row.revision == row.revision
+            and self.row.last_step == row.last_step
+            and self.row.created_at == row.created_at
+            and self.row.generation == row.generation
+            and self.row.facts_digest == row.facts_digest
+            and self.row.muted_detectors == row.muted_detectors
         )
 
 
@@ -60,11 +58,10 @@ class RunCache:
     def __init__(self, max_size: int = MAX_SIZE) -> None:
         self._runs: BoundedCache[UUID, CachedRun] = BoundedCache(max_size)
 
-    def pop(self, row: RunRow) -> CachedRun | None:
-        """Remove a run and return it, so that no other thread gets it; None unless it is current."""
-        cached = self._runs.pop(row.id)
-        return cached if cached is not None and cached.is_current(row) else None
+    def pop(self, run_id: UUID) -> CachedRun | None:
+        """Remove a run and return it, so that no other thread gets it; None if it is not here."""
+        return self._runs.pop(run_id)
 
     def add(self, cached: CachedRun) -> None:
         """Add a run whose append is durable; remove the oldest runs where the cache is full."""
-        self._runs.add(cached.row_before.id, cached, cached.size)
+        self._runs.add(cached.row.id, cached, cached.size)

@@ -1,4 +1,4 @@
-"""Telemetry: appending steps, rewinding, diagnosing, and reading series."""
+"""Telemetry: rewinding, diagnosing, and reading series."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ from uuid import UUID
 import numpy as np
 from numpy.typing import NDArray
 
-from gradmedic.protocol.diagnosis import Diagnosis, DiagnosisAtStep, VerdictChange, VerdictHistory
+from gradmedic.protocol.diagnosis import Diagnosis, VerdictChange, VerdictHistory
 from gradmedic.protocol.guards import GuardReport
 from gradmedic.protocol.packed_blocks import BlocksResult
-from gradmedic.protocol.steps import AppendResult, RewindResult, RunRewind
-from gradmedic.protocol.verdicts import UNHEALTHY_VERDICTS
-from gradmedic_diagnosis import Block, StepSeries
+from gradmedic.protocol.steps import RewindResult, RunRewind
+from gradmedic_diagnosis import StepSeries
 from gradmedic_service.access.principal import Principal
-from gradmedic_service.alerts import events
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.guards import repository as guards
 from gradmedic_service.guards.report import REWINDS_NAMED, describe_guards
 from gradmedic_service.http.answers import AnswerMemory
 from gradmedic_service.http.errors import InvalidRequest
-from gradmedic_service.runs.errors import RunNotFound
 from gradmedic_service.runs.facts import FactsCache
-from gradmedic_service.runs.stalling import SilenceLimit, recorded_at
 from gradmedic_service.telemetry import (
     block_reading,
     chunk_reading,
@@ -37,119 +33,19 @@ from gradmedic_service.telemetry import (
 from gradmedic_service.telemetry.chunk_repository import ChunkExtent
 from gradmedic_service.telemetry.chunk_writer import FULL_CHUNK_STEPS, MAX_TAIL_CHUNKS, write_block
 from gradmedic_service.telemetry.chunks import Chunk, decode_chunk
-from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.diagnosis_cache import DiagnosisCache
 from gradmedic_service.telemetry.diagnosis_state import cut_after, read_facts
-from gradmedic_service.telemetry.errors import StaleGeneration, UnknownGeneration
 from gradmedic_service.telemetry.progress_reading import current_progress, listed_progress, rebuild_progress
-from gradmedic_service.telemetry.repository import AppendedRun, RewoundRun, RunRow, StoredDiagnosis
+from gradmedic_service.telemetry.repository import RewoundRun, RunRow, StoredDiagnosis
 from gradmedic_service.telemetry.rollup_cache import RollupCache
-from gradmedic_service.telemetry.run_cache import CachedRun, RunCache
+from gradmedic_service.telemetry.run_rules import check_generation, find_run, not_found, record_changes
 from gradmedic_service.telemetry.series_accumulator import SeriesSelection
 from gradmedic_service.telemetry.series_table import SeriesTable
 
-MAX_METRICS_OF_A_RUN = 1_000
-"""Largest number of metric names of a run. A script that needs more makes names up."""
 GUARDED_CHUNKS = 4
 """Number of the last full chunks, of 50 to 99 steps each, from which on the actions of guards are counted."""
 MAX_SERIES_POINTS = 1_000_000
 """Largest number of series times buckets in an answer, some 40 MB of JSON."""
-
-
-def append(
-    connection: Connection,
-    principal: Principal,
-    facts: FactsCache,
-    run_cache: RunCache,
-    run_id: UUID,
-    received: ReceivedBlock,
-    sent_at: datetime | None = None,
-) -> tuple[AppendResult, CachedRun | None]:
-    """Store the steps that the run does not have yet and advance its diagnosis, in one transaction, exactly once.
-
-    `sent_at` is the time of the request by the client's clock, None if it is not known.
-
-    Returns the answer, and the run to add to `run_cache` once the transaction has been committed; None where the run
-    had all steps already.
-
-    Raises RunNotFound, StaleGeneration, UnknownGeneration, InvalidRequest where the block does not fit the run.
-    """
-    run = _find_run(connection, principal, run_id, is_locked=True)
-    _check_generation(run, received.generation)
-    block = received.fit(run.statistics, run.layer_counts)
-    received_steps = len(block)
-    if run.stop_after is not None:
-        block = cut_after(block, run.stop_after)
-    metrics = _merge_metrics(run, block)
-    known_steps = 0 if run.last_step is None else int(np.searchsorted(block.steps, run.last_step, side="right"))
-    if known_steps == len(block):
-        return _unchanged_result(run, ignored=received_steps), None
-    if known_steps:
-        block = block.cut(known_steps, len(block))
-
-    cached = run_cache.pop(run)
-    if cached is None:
-        diagnostician, steps_since_snapshot = diagnosis_state.restore(
-            connection, run, read_facts(connection, facts, run)
-        )
-        steps_since_state = diagnosis_state.STATE_STEPS
-    else:
-        diagnostician, steps_since_snapshot = cached.diagnostician, cached.steps_since_snapshot
-        steps_since_state = cached.steps_since_state + len(block)
-    changes, snapshots, steps_since_snapshot = diagnosis_state.advance(diagnostician, block, steps_since_snapshot)
-    verdict, level = diagnostician.verdict, diagnostician.level
-    is_reported = bool(changes) or verdict in UNHEALTHY_VERDICTS or level != run.level
-    diagnosis = diagnostician.diagnose() if is_reported else None  # nothing reads that of a run that stays healthy
-    now = datetime.now(UTC)
-    changed_at = recorded_at(block.series.get("time"), sent_at, now)
-    silence_limit = _silence_limit(run, now).after_append(changed_at)
-    has_ended_silently = run.status == "stalled" or (run.status == "failed" and run.stalls_at is None)
-    progress = current_progress(connection, run)
-    progress.add(block, run.created_at, changed_at)
-    stores_state = steps_since_state >= diagnosis_state.STATE_STEPS or bool(changes or snapshots)
-    appended = AppendedRun(
-        revision=run.revision + 1,
-        last_step=int(block.steps[-1]),
-        verdict=verdict,
-        learning=diagnostician.learning,
-        level=level,
-        score=float(diagnostician.score),
-        since_step=diagnostician.since_step,
-        metrics=metrics,
-        listed=listed_progress(progress, diagnosis, diagnostician.decider),
-        diagnosis=StoredDiagnosis(diagnostician.to_bytes(), steps_since_snapshot) if stores_state else None,
-        snapshots=snapshots,
-        verdict_changes=changes,
-        updated_at=changed_at,
-        silence_limit=silence_limit,
-        ends_stall=has_ended_silently and silence_limit.stalls_at > now,
-    )
-    repository.write_append(connection, run_id, appended)
-    _record_changes(connection, run, appended.revision, diagnosis, "running" if appended.ends_stall else run.status)
-    tail = write_block(connection, run_id, block, None if cached is None else cached.tail)
-    first, last = int(block.steps[0]), appended.last_step
-    if actions := [action for action in received.guard_actions if first <= action.step <= last]:
-        guards.add_actions(connection, run_id, run.generation, actions, now)
-    result = AppendResult(
-        accepted=len(block),
-        ignored=received_steps - len(block),
-        last_step=appended.last_step,
-        generation=run.generation,
-        revision=appended.revision,
-        verdict=appended.verdict,
-        since_step=appended.since_step,
-        alerts=_alerts(run.verdict, changes, "" if diagnosis is None else diagnosis.summary),
-        stop=_is_over(run, appended.last_step),
-    )
-    return result, CachedRun(
-        row_before=run,
-        revision=appended.revision,
-        last_step=appended.last_step,
-        diagnostician=diagnostician,
-        steps_since_snapshot=steps_since_snapshot,
-        steps_since_state=0 if stores_state else steps_since_state,
-        tail=tail,
-    )
 
 
 def rewind(
@@ -160,7 +56,7 @@ def rewind(
     The same request again, after the answer was lost, changes nothing. Raises RunNotFound, StaleGeneration,
     UnknownGeneration.
     """
-    run = _find_run(connection, principal, run_id, is_locked=True)
+    run = find_run(connection, principal, run_id, is_locked=True)
     if body.generation == run.generation - 1 and body.step == run.rewound_to:
         return RewindResult(
             generation=run.generation,
@@ -169,7 +65,7 @@ def rewind(
             verdict=run.verdict,
             since_step=run.since_step,
         )
-    _check_generation(run, body.generation)
+    check_generation(run, body.generation)
     repository.remove_diagnosis_history(connection, run_id, body.step)
     for data in chunk_repository.remove_steps_after(connection, run_id, body.step):
         write_block(connection, run_id, cut_after(decode_chunk(data), body.step))
@@ -193,7 +89,7 @@ def rewind(
         updated_at=datetime.now(UTC),
     )
     repository.write_rewind(connection, run_id, rewound)
-    _record_changes(connection, run, rewound.revision, diagnosis, "running")
+    record_changes(connection, run, rewound.revision, diagnosis, "running")
     guards.mark_dropped(connection, run_id, body.step)
     if body.guard_action is not None:
         guards.add_actions(
@@ -238,7 +134,7 @@ def fill_progress(database: Database, facts: FactsCache, run_id: UUID) -> bool:
 
 def diagnose(connection: Connection, principal: Principal, facts: FactsCache, run_id: UUID) -> Diagnosis:
     """Return the diagnosis of a run now. Raises RunNotFound."""
-    return _diagnose(connection, facts, _find_run(connection, principal, run_id), None)
+    return _diagnose(connection, facts, find_run(connection, principal, run_id), None)
 
 
 def read_diagnosis(
@@ -255,13 +151,13 @@ def read_diagnosis(
     """
     found = repository.read_version(connection, run_id)
     if found is None or not principal.reaches_run(run_id, found[1]):
-        raise _not_found(run_id)
+        raise not_found(run_id)
     version, _, has_reruns = found
     if at_step is not None and not (version.last_step is not None and at_step >= version.last_step):
-        return _diagnose(connection, facts, _find_run(connection, principal, run_id), at_step), has_reruns
+        return _diagnose(connection, facts, find_run(connection, principal, run_id), at_step), has_reruns
     diagnosis = cache.find(run_id, version)
     if diagnosis is None:
-        run = _find_run(connection, principal, run_id)
+        run = find_run(connection, principal, run_id)
         diagnosis = _diagnose(connection, facts, run, None)
         cache.add(version, diagnosis, run.layer_counts[-1])
     return diagnosis, has_reruns
@@ -305,7 +201,7 @@ def _guarded_chunks(extents: Sequence[ChunkExtent]) -> Sequence[ChunkExtent]:
 
 def read_verdict_history(connection: Connection, principal: Principal, run_id: UUID) -> VerdictHistory:
     """Return every change of a run's verdict, oldest first. Raises RunNotFound."""
-    _find_run(connection, principal, run_id)
+    find_run(connection, principal, run_id)
     return VerdictHistory(
         items=[
             VerdictChange(
@@ -338,7 +234,7 @@ def read_series(
     Raises RunNotFound, InvalidRequest for unknown names and for an answer that would be too large, and Overloaded if
     other answers take the memory for it.
     """
-    run = _find_run(connection, principal, run_id)
+    run = find_run(connection, principal, run_id)
     selection = series_reading.select_series(connection, run, names, layers)
     if selection.series_count * max_points > MAX_SERIES_POINTS:
         most = MAX_SERIES_POINTS // selection.series_count
@@ -359,7 +255,7 @@ def read_blocks(
 
     Raises RunNotFound, and Overloaded if other answers take the memory for it.
     """
-    return block_reading.read_page(connection, _find_run(connection, principal, run_id), from_step, to_step, memory)
+    return block_reading.read_page(connection, find_run(connection, principal, run_id), from_step, to_step, memory)
 
 
 def select_for_export(
@@ -369,7 +265,7 @@ def select_for_export(
 
     Raises RunNotFound, InvalidRequest for unknown names.
     """
-    run = _find_run(connection, principal, run_id)
+    run = find_run(connection, principal, run_id)
     selection = series_reading.select_series(connection, run, names, layers)
     return selection, run.generation, -1 if run.last_step is None else run.last_step
 
@@ -399,88 +295,3 @@ def read_verdict_at(connection: Connection, run_id: UUID, step: int) -> str:
     """Return the verdict on a run as it was at a step."""
     changes = repository.read_verdict_changes(connection, run_id)
     return next((change.verdict for change in reversed(changes) if change.step <= step), "undetermined")
-
-
-def _find_run(connection: Connection, principal: Principal, run_id: UUID, *, is_locked: bool = False) -> RunRow:
-    run = repository.read_run(connection, run_id, is_locked=is_locked)
-    if run is None or not principal.reaches_run(run_id, run.project):
-        raise _not_found(run_id)
-    return run
-
-
-def _not_found(run_id: UUID) -> RunNotFound:
-    return RunNotFound(f"There is no run {run_id}.")
-
-
-def _record_changes(
-    connection: Connection, run: RunRow, revision: int, diagnosis: DiagnosisAtStep | None, status: str
-) -> None:
-    """Record what may become an alert: a change of the run's level or status. `run` is its row before the change.
-
-    `diagnosis` may be None where the level is as before.
-    """
-    changed = events.ChangedRun(id=run.id, project=run.project, parent_id=run.parent_id, revision=revision)
-    level_change = None if diagnosis is None else events.level_change(run.level, diagnosis)
-    changes = (level_change, events.status_change(run.status, status))
-    events.record(connection, changed, changes)
-
-
-def _silence_limit(run: RunRow, now: datetime) -> SilenceLimit:
-    if run.silence_seconds is None or run.stalls_at is None:
-        return SilenceLimit.at_start(now)
-    return SilenceLimit(run.silence_seconds, run.stalls_at)
-
-
-def _check_generation(run: RunRow, generation: int | None) -> None:
-    if generation is None or generation == run.generation:
-        return
-    if generation < run.generation:
-        raise StaleGeneration(
-            f"The block is of generation {generation}; the run was rewound and is at {run.generation}."
-        )
-    raise UnknownGeneration(f"The block is of generation {generation}; the run is at {run.generation}.")
-
-
-def _merge_metrics(run: RunRow, block: Block) -> list[str]:
-    """Return the metric names of the run and the block together. Raises InvalidRequest for too many."""
-    metrics = list(dict.fromkeys([*run.metrics, *block.metrics]))
-    if len(metrics) > MAX_METRICS_OF_A_RUN:
-        message = f"make {len(metrics)} names with those that the run has; at most {MAX_METRICS_OF_A_RUN} are allowed"
-        raise InvalidRequest.at("metrics", message)
-    return metrics
-
-
-def _unchanged_result(run: RunRow, *, ignored: int) -> AppendResult:
-    """Return the answer to a block whose steps are all ignored."""
-    return AppendResult(
-        accepted=0,
-        ignored=ignored,
-        last_step=run.last_step,
-        generation=run.generation,
-        revision=run.revision,
-        verdict=run.verdict,
-        since_step=run.since_step,
-        alerts=[],
-        stop=_is_over(run, run.last_step),
-    )
-
-
-def _is_over(run: RunRow, last_step: int | None) -> bool:
-    """Whether the run takes no more steps: the budget of its trial is spent, or the trial has ended."""
-    return run.stop_after is not None and (-1 if last_step is None else last_step) >= run.stop_after
-
-
-def _alerts(verdict_before: str, changes: Sequence[VerdictChange], summary: str) -> list[str]:
-    """Return a message for each change to an unhealthy verdict.
-
-    The last message is the summary of the diagnosis where its verdict is the run's verdict now.
-    """
-    alerts = []
-    for change in changes:
-        if change.verdict in UNHEALTHY_VERDICTS and change.verdict != verdict_before:
-            finding = f": {change.finding}." if change.finding else "."
-            alerts.append(f"{change.verdict.capitalize()} at step {change.step}{finding}")
-        verdict_before = change.verdict
-    if alerts and changes[-1].verdict in UNHEALTHY_VERDICTS:
-        alerts[-1] = summary
-    return alerts

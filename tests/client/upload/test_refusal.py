@@ -27,7 +27,7 @@ from gradmedic.transport.http import Service
 from gradmedic.upload.delivery import Delivery, SendResult
 from gradmedic.upload.outbox import Outbox
 from gradmedic.upload.refusal import remove_fields, to_smallest
-from gradmedic_service.telemetry.service import MAX_METRICS_OF_A_RUN
+from gradmedic_service.telemetry.appending import MAX_METRICS_OF_A_RUN
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from gradmedic_service.database.models import AlertEvent, Run
 from gradmedic_service.due_work import do_due_work, do_jobs, rare_jobs
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.telemetry.appending import append as append_steps
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.run_cache import RunCache
 
@@ -43,7 +43,7 @@ def append(database: Database, run_id: str, body: dict[str, Any]) -> list[str]:
     event.listen(database.engine, "before_cursor_execute", keep)
     try:
         with database.writing_rows() as connection:
-            telemetry.append(connection, LOOPBACK, FactsCache(), RunCache(), UUID(run_id), received)
+            append_steps(connection, LOOPBACK, FactsCache(), RunCache(), UUID(run_id), received)
     finally:
         event.remove(database.engine, "before_cursor_execute", keep)
     return statements
@@ -87,7 +87,7 @@ def test_a_failed_append_records_nothing(client: TestClient, create_run: CreateR
     def append_and_fail() -> None:
         received = decode_block(encode_json(block("exploding")), JSON_MEDIA_TYPE, Settings().limits())
         with database.writing_rows() as connection:
-            telemetry.append(connection, LOOPBACK, FactsCache(), RunCache(), UUID(run_id), received)
+            append_steps(connection, LOOPBACK, FactsCache(), RunCache(), UUID(run_id), received)
             raise RuntimeError("lost")
 
     with pytest.raises(RuntimeError, match="lost"):

@@ -198,7 +198,7 @@ def test_the_request_id_is_in_the_log_of_the_thread(
         structlog.get_logger("test").info("inside")
         raise RuntimeError("kaboom")
 
-    monkeypatch.setattr("gradmedic_service.telemetry.service.append", log_and_fail)
+    monkeypatch.setattr("gradmedic_service.telemetry.endpoints.append", log_and_fail)
     with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
         response = sqlite_client.post(f"{run}/steps", content=BLOCK, headers=JSON)
     assert (response.status_code, response.json()["error_code"]) == (500, "internal_error")

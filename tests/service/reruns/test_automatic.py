@@ -22,7 +22,7 @@ from gradmedic_service.database.engine import Database
 from gradmedic_service.database.models import RunDetails, Trainable
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.telemetry.appending import append as append_steps
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.run_cache import RunCache
 
@@ -53,8 +53,7 @@ def append_alone(database: Database, limits: Limits, run_id: str) -> AppendResul
     """Append steps in which the run explodes, as a service that ends right after the commit; return the answer."""
     received = decode_block(encode_json(block("exploding")), JSON_MEDIA_TYPE, limits)
     with database.writing_rows() as connection:
-        result, _ = telemetry.append(connection, LOOPBACK, FactsCache(), RunCache(), UUID(run_id), received)
-    return result
+        return append_steps(connection, LOOPBACK, FactsCache(), RunCache(), UUID(run_id), received).result
 
 
 def reruns_of(client: TestClient, run_id: str) -> list[Any]:

@@ -19,7 +19,7 @@ from gradmedic_service.access.principal import OPERATOR
 from gradmedic_service.database.engine import Connection, Database
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import chunk_writer, diagnosis_state, series_reading, service
+from gradmedic_service.telemetry import appending, chunk_writer, diagnosis_state, series_reading, service
 from gradmedic_service.telemetry.decoding import decode_block
 from gradmedic_service.telemetry.run_cache import RunCache
 
@@ -53,7 +53,7 @@ def append(connection: Connection, run_id: UUID) -> None:
     """Append the next block."""
     body = msgspec.json.encode(block(sum(BEFORE), NEXT))
     received = decode_block(body, JSON_MEDIA_TYPE, Settings().limits())
-    service.append(connection, OPERATOR, FactsCache(), RunCache(), run_id, received)
+    appending.append(connection, OPERATOR, FactsCache(), RunCache(), run_id, received)
 
 
 def rewind(connection: Connection, run_id: UUID) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import delete, event, func, select, update
 from starlette.testclient import TestClient
 from tests.support.approximation import approximately
 from tests.support.service_app import ReplaceServices
@@ -17,7 +17,8 @@ from gradmedic.protocol.runs import Layer
 from gradmedic_diagnosis import Diagnostician
 from gradmedic_service.app import create_app
 from gradmedic_service.database.engine import Database
-from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run
+from gradmedic_service.database.models import DiagnosisSnapshot, DiagnosisState, Run, TelemetryChunk
+from gradmedic_service.services import services_of
 from gradmedic_service.settings import Settings
 from gradmedic_service.telemetry import diagnosis_state, repository
 from gradmedic_service.telemetry.chunk_writer import Tail
@@ -137,6 +138,102 @@ def test_a_restored_database_wins_over_the_cache(client: TestClient, create_run:
     assert client.get(f"{run}/diagnosis").json()["findings"] == []
 
 
+@pytest.fixture
+def reads(database: Database) -> list[str]:
+    """Collect the statements by which an append reads a run."""
+    found: list[str] = []
+
+    def collect(*arguments: Any) -> None:
+        if arguments[2].startswith("SELECT") and "muted_by_project" in arguments[2]:
+            found.append(arguments[2])
+
+    event.listen(database.engine, "before_cursor_execute", collect)
+    return found
+
+
+def test_the_cached_row_is_the_stored_one(client: TestClient, create_run: Any, database: Database) -> None:
+    """A run in the cache has the very row that the database has, whatever an append changes."""
+    run = create_run(client)
+    run_id = UUID(run.rpartition("/")[2])
+    run_cache = services_of(client.app).run_cache  # type: ignore[arg-type]
+    bodies = [
+        {"steps": [0], "loss": [1.0]},
+        {"steps": [1, 2], "loss": [0.5, None], "statistics": {"grad_norm": [[1.0, 1.0]]}, "sampled": [True, False]},
+        {"steps": [3], "metrics": {"m": [0.25], "n": ["NaN"]}, "time": [1.7e9]},
+        {"steps": list(range(10, 60)), "loss": ["NaN"] * 50, "statistics": {"grad_norm": [["NaN", 1.0]] * 50}},
+    ]
+    for body in bodies:
+        assert client.post(f"{run}/steps", json=body).status_code == 200
+        cached = run_cache.pop(run_id)
+        assert cached is not None
+        with database.reading_rows() as connection:
+            assert repository.read_run(connection, run_id) == cached.row
+        run_cache.add(cached)
+
+
+def test_only_a_changed_run_is_read(client: TestClient, create_run: Any, database: Database, reads: list[str]) -> None:
+    """An append that goes on where the process left the run reads nothing; after a change, it reads the run again."""
+    run = create_run(client)
+    append(client, run, 0)
+    assert len(reads) == 1
+    append(client, run, 5)
+    append(client, run, 3, count=20)  # five steps are known
+    assert len(reads) == 1
+    assert client.patch(run, json={"notes": "n"}).status_code == 200
+    append(client, run, 30)
+    assert len(reads) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "answer"),
+    [
+        ({"stop_after": -1}, {"accepted": 0, "ignored": 5, "stop": True}),
+        ({"stop_after": 7}, {"accepted": 3, "ignored": 2, "stop": True}),
+        ({"status": "failed"}, {"accepted": 5, "stop": False}),
+        ({"generation": 1, "revision": 3}, {"accepted": 5, "generation": 1}),
+        ({"last_step": 6}, {"accepted": 3, "ignored": 2}),
+    ],
+)
+def test_a_change_without_the_process_is_seen(
+    client: TestClient, create_run: Any, database: Database, change: dict[str, Any], answer: dict[str, Any]
+) -> None:
+    """What another process has changed in the row counts for the next append, also where the revision stays."""
+    run = create_run(client)
+    append(client, run, 0)
+    with database.writing() as session:
+        session.execute(update(Run).values(**change))
+    body = {"steps": list(range(5, 10)), "loss": [1.0] * 5}
+    assert answer.items() <= client.post(f"{run}/steps", json=body).json().items()
+    assert client.get(run).json()["status"] == change.get("status", "running")
+
+
+def test_a_deleted_run_is_not_found(client: TestClient, create_run: Any, database: Database) -> None:
+    """A run in the cache that another process has deleted is not found, and nothing of it is stored."""
+    run = create_run(client)
+    append(client, run, 0)
+    with database.writing() as session:
+        session.execute(delete(Run))
+    response = client.post(f"{run}/steps", json={"steps": [5], "loss": [1.0]})
+    assert (response.status_code, response.json()["error_code"]) == (404, "run_not_found")
+    with database.reading_rows() as connection:
+        assert connection.scalar(select(func.count()).select_from(TelemetryChunk)) == 0
+
+
+def test_refused_and_repeated_blocks_keep_the_cached_run(
+    client: TestClient, create_run: Any, restored: list[int]
+) -> None:
+    """A block that does not fit, or that is sent again, does not cost the next append a restoration."""
+    run = create_run(client)
+    append(client, run, 0)
+    refused = client.post(f"{run}/steps", json={"steps": [5], "statistics": {"grad_norm": [[1.0]]}})
+    assert (refused.status_code, refused.json()["error_code"]) == (422, "invalid_request")
+    append(client, run, 0)
+    unknown = client.post(f"{run}/steps", json={"steps": [5], "loss": [1.0], "generation": 1})
+    assert unknown.status_code == 409
+    append(client, run, 5)
+    assert restored == []
+
+
 def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Database) -> None:
     """A full cache removes the run that was appended to longest ago."""
     states = []
@@ -152,17 +249,15 @@ def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Dat
         diagnostician = Diagnostician([Layer(name="w"), Layer(name="v")])
         run_cache.add(
             CachedRun(
-                row_before=state,
-                revision=state.revision,
-                last_step=state.last_step or 0,
+                row=state,
                 diagnostician=diagnostician,
                 steps_since_snapshot=0,
                 steps_since_state=0,
                 tail=Tail((), None),
             )
         )
-    assert [run_cache.pop(state) is not None for state in states] == [False, True, True]
-    assert run_cache.pop(states[2]) is None
+    assert [run_cache.pop(state.id) is not None for state in states] == [False, True, True]
+    assert run_cache.pop(states[2].id) is None
 
 
 @pytest.mark.slow
