@@ -51,7 +51,7 @@ from gradmedic_service.database.engine import Database
 from gradmedic_service.runs import service as runs
 from gradmedic_service.runs.facts import FactsCache
 from gradmedic_service.settings import Settings
-from gradmedic_service.telemetry import service as telemetry
+from gradmedic_service.telemetry.appending import append
 from gradmedic_service.telemetry.decoding import ReceivedBlock
 from gradmedic_service.telemetry.run_cache import RunCache
 
@@ -125,7 +125,7 @@ def fill(database: Database, length: int) -> UUID:
             present=present[:count],
         )
         with database.writing_rows() as connection:
-            _, cached_run = telemetry.append(connection, OPERATOR, facts, run_cache, run.id, received)
+            cached_run = append(connection, OPERATOR, facts, run_cache, run.id, received).cached
         if cached_run is not None:
             run_cache.add(cached_run)
     return run.id

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Table, and_, bindparam, delete, func, insert, select
 
 from gradmedic_service.database import models
+from gradmedic_service.database.prepared import PreparedStatement
 
 ROWS_READ_AT_ONCE = 16
 
@@ -57,7 +58,7 @@ _REMOVE_CHUNKS_FROM = (
     .where(_CHUNKS.c.run_id == bindparam("run_id"), _CHUNKS.c.first_step >= bindparam("first_step"))
     .returning(_CHUNKS.c.first_step, _CHUNKS.c.data)
 )
-_ADD_CHUNK = insert(_CHUNKS)
+_ADD_CHUNK = PreparedStatement(insert(_CHUNKS))
 _READ_FIRST_STEP = select(func.min(_CHUNKS.c.first_step)).where(_CHUNKS.c.run_id == bindparam("run_id"))
 _READ_CHUNKS = (
     select(_CHUNKS.c.step_count, _CHUNKS.c.data)
@@ -104,8 +105,8 @@ def remove_chunks_from(connection: Connection, run_id: UUID, first_step: int) ->
 
 def add_chunk(connection: Connection, run_id: UUID, extent: ChunkExtent, data: bytes) -> None:
     """Store a chunk."""
-    connection.execute(
-        _ADD_CHUNK,
+    _ADD_CHUNK.execute(
+        connection,
         {
             "run_id": run_id,
             "first_step": extent.first_step,

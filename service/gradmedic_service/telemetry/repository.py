@@ -14,6 +14,7 @@ from sqlalchemy import cast as cast_type
 from gradmedic.protocol.diagnosis import VerdictChange
 from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.database import models
+from gradmedic_service.database.prepared import PreparedStatement
 from gradmedic_service.runs.stalling import SilenceLimit
 
 _PROJECTS = cast("Table", models.Project.__table__)
@@ -175,7 +176,7 @@ _READ_RUN = (
     .select_from(_RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project))
     .where(_RUNS.c.id == bindparam("run_id"))
 )
-_READ_VERSION = (
+_READ_VERSION = PreparedStatement(
     select(
         _RUNS.c.created_at,
         _RUNS.c.generation,
@@ -193,24 +194,26 @@ _READ_VERSION = (
 _READ_RUN_LOCKED = _READ_RUN.with_for_update(of=_RUNS)
 _READ_DIAGNOSIS = select(_STATES.c.state, _STATES.c.steps_since_snapshot).where(_STATES.c.run_id == bindparam("run_id"))
 _UPDATE_RUN = update(_RUNS).where(_RUNS.c.id == bindparam("run_id"))
-_UPDATE_UNCHANGED_RUN = update(_RUNS).where(
-    _RUNS.c.id == bindparam("run_id"),
-    _RUNS.c.revision == bindparam("revision_before"),
-    # Few changes do not raise the revision.
-    _RUNS.c.status == bindparam("status_before"),
-    _RUNS.c.last_step.is_not_distinct_from(bindparam("last_step_before")),
-    _RUNS.c.stop_after.is_not_distinct_from(bindparam("stop_after_before")),
-    _RUNS.c.generation == bindparam("generation_before"),
-    _RUNS.c.facts_digest == bindparam("facts_digest_before"),
-    # It is another run with the same id otherwise.
-    _RUNS.c.created_at == bindparam("created_at_before"),
-    func.coalesce(
-        select(cast_type(_PROJECTS.c.muted_detectors, Text))
-        .where(_PROJECTS.c.name == bindparam("project_before"))
-        .scalar_subquery(),
-        NOTHING_MUTED,
+_UPDATE_UNCHANGED_RUN = PreparedStatement(
+    update(_RUNS).where(
+        _RUNS.c.id == bindparam("run_id"),
+        _RUNS.c.revision == bindparam("revision_before"),
+        # Few changes do not raise the revision.
+        _RUNS.c.status == bindparam("status_before"),
+        _RUNS.c.last_step.is_not_distinct_from(bindparam("last_step_before")),
+        _RUNS.c.stop_after.is_not_distinct_from(bindparam("stop_after_before")),
+        _RUNS.c.generation == bindparam("generation_before"),
+        _RUNS.c.facts_digest == bindparam("facts_digest_before"),
+        # It is another run with the same id otherwise.
+        _RUNS.c.created_at == bindparam("created_at_before"),
+        func.coalesce(
+            select(cast_type(_PROJECTS.c.muted_detectors, Text))
+            .where(_PROJECTS.c.name == bindparam("project_before"))
+            .scalar_subquery(),
+            NOTHING_MUTED,
+        )
+        == bindparam("muted_by_project_before"),
     )
-    == bindparam("muted_by_project_before"),
 )
 _UPDATE_STATE = update(_STATES).where(_STATES.c.run_id == bindparam("id"))
 _ADD_STATE = insert(_STATES)
@@ -232,7 +235,7 @@ def read_version(connection: Connection, run_id: UUID) -> tuple[RunVersion, str,
 
     It is less than its row, for readers that mostly have the diagnosis already.
     """
-    row = connection.execute(_READ_VERSION, {"run_id": run_id}).one_or_none()
+    row = _READ_VERSION.fetch_one(connection, {"run_id": run_id})
     if row is None:
         return None
     *version, project, has_reruns = row
@@ -267,7 +270,7 @@ def write_append_if_unchanged(connection: Connection, run: RunRow, appended: App
         "muted_by_project_before": encode_json(muted).decode() if muted else NOTHING_MUTED,
         **_columns_after(appended),
     }
-    if connection.execute(_UPDATE_UNCHANGED_RUN, update_run).rowcount == 0:
+    if _UPDATE_UNCHANGED_RUN.execute(connection, update_run) == 0:
         return False
     _write_history(connection, run.id, appended)
     return True
