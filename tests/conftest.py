@@ -41,9 +41,18 @@ hypothesis.settings.load_profile("suite")
 
 @pytest.hookimpl(trylast=True)  # after the hooks that mark tests as slow
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the slow tests where several processes share the suite, so that none runs alone at the end."""
-    if hasattr(config, "workerinput"):
-        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Begin with the slow tests where several processes share the suite, so that none runs alone at the end.
+
+    Tests of a group share what is expensive, or would disturb each other. A release of pytest that xdist does not know
+    ran them side by side, and said nothing.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    for item in items:
+        group = item.get_closest_marker("xdist_group")
+        if config.option.loadgroup and group is not None and not item.nodeid.endswith(f"@{group.args[0]}"):
+            raise pytest.UsageError(f"pytest-xdist does not know the group {group.args[0]!r} of {item.nodeid}")
 
 
 @pytest.hookimpl(wrapper=True)

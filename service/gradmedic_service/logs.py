@@ -13,12 +13,14 @@ import structlog
 from gradmedic_service.access.secrets import redact_secrets
 from gradmedic_service.settings import Settings
 
-TRACEBACK_KEYS = frozenset({"stack", "exception", "exc_info"})
-"""Keys of an event under which structlog has a traceback."""
+COLUMNS = ("timestamp", "level", "event", "logger")
+"""Keys that nearly every event has."""
+OTHER_KEYS = frozenset({"stack", "exception", "exc_info", "logger_name"})
+"""Keys of an event that structlog shows in a way of their own, as a traceback."""
 LEVEL_WIDTH = 9
 """Characters of the longest name of a level, `exception`."""
 MARKS = frozenset(" \t=\r\n\"'")
-"""Characters for which a text is printed in quotes."""
+"""Characters for which structlog prints a text in quotes."""
 
 
 def set_up_logging(settings: Settings) -> None:
@@ -71,15 +73,15 @@ class PlainRenderer:
 
     def __call__(self, logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
         """Return the line of an event; with a traceback, the lines."""
-        if not TRACEBACK_KEYS.isdisjoint(event):
+        if not (all(map(event.get, COLUMNS)) and OTHER_KEYS.isdisjoint(event)):
             return self._console(logger, method, event)
-        time, level, text, name = (event.pop(key, "") for key in ("timestamp", "level", "event", "logger"))
+        time, level, text, name = map(event.pop, COLUMNS)
         pairs = "".join(f" {key}={_plain_value(event[key])}" for key in sorted(event))
         return f"{time} [{level:<{LEVEL_WIDTH}}] {text} [{name}]{pairs}"
 
 
 def _plain_value(value: Any) -> str:
-    return value if type(value) is str and MARKS.isdisjoint(value) else repr(value)
+    return str.__str__(value) if isinstance(value, str) and MARKS.isdisjoint(value) else repr(value)
 
 
 def _console_renderer(*, colors: bool) -> structlog.dev.ConsoleRenderer:

@@ -28,12 +28,13 @@ NAN_FROM, INFINITE_FROM, RISING_FROM = 180, 160, 120
 """First steps of the exploding run with NaN, infinite and rising gradients."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run all tests that need the browser in one process: a second browser costs more than it gains."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("browser"))
-            item.add_marker(pytest.mark.slow)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Run all tests that need the browser in one process: a second browser costs more than it gains.
+
+    xdist reads the groups before hooks of this file could change the whole collection.
+    """
+    item.add_marker(pytest.mark.xdist_group("browser"))
+    item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -49,6 +50,29 @@ def test_plain_lines_are_those_of_structlogs_console(event: dict[str, Any], valu
     """A line without colors is the same as that of structlog's own renderer, for any values."""
     console = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
     event = {**values, **event}
+    assert PlainRenderer()(None, "info", dict(event)) == console(None, "info", dict(event))
+
+
+class Color(StrEnum):
+    """A text that is more than a text."""
+
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"timestamp": "t", "level": "info", "event": "e", "logger": "l", "color": Color.RED, "other": str(Color.RED)},
+        {"timestamp": "t", "level": "info", "event": "e"},
+        {"timestamp": "t", "level": "info", "event": "", "logger": "l"},
+        {"level": "info", "event": "e", "logger": "l", "n": 1},
+        {"timestamp": "t", "level": "info", "event": "e", "logger": "", "logger_name": "n"},
+        {"timestamp": "t", "level": "info", "event": "e", "logger": "l", "logger_name": "n"},
+    ],
+)
+def test_odd_plain_lines_are_those_of_structlogs_console(event: dict[str, Any]) -> None:
+    """Also an event without some of the columns, or with a text of another type, has the console's line."""
+    console = structlog.dev.ConsoleRenderer(colors=False, pad_event_to=0)
     assert PlainRenderer()(None, "info", dict(event)) == console(None, "info", dict(event))
 
 

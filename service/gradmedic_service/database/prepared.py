@@ -2,17 +2,19 @@
 
 SQLAlchemy makes a context and a result object for each execution, which takes several times as long as SQLite needs for
 the statement. A prepared statement is compiled by SQLAlchemy once, for each set of parameters. It converts the same
-values, raises the same errors and dispatches the same events.
+values and raises the same errors. Where somebody listens to statements, as tools of tracing do, SQLAlchemy executes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
-from sqlalchemy.exc import DBAPIError
+
+STATEMENT_EVENTS = ("before_execute", "after_execute", "before_cursor_execute", "after_cursor_execute")
 
 Convert = Callable[[Any], Any]
 
@@ -23,7 +25,7 @@ class _Compiled:
 
     sql: str
     names: Sequence[str]
-    """Names of the parameters in the order of the statement; empty where it names them itself."""
+    """Names of the parameters in the order of the statement; empty where the driver takes parameters by name."""
     constants: Mapping[str, Any]
     """Parameters that the statement has of its own."""
     conversions: Sequence[tuple[str, Convert]]
@@ -51,26 +53,36 @@ class PreparedStatement:
         self._row_conversions: dict[str, Sequence[Convert | None]] = {}
 
     def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
-        """Execute the statement; return the number of rows that it has changed. Raises DBAPIError."""
-        return int(self._execute(connection, parameters).rowcount)
+        """Execute the statement; return the number of rows that it has changed.
 
-    def fetch_one(self, connection: Connection, parameters: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        """Execute a query; return its first row, None if there is none. Raises DBAPIError."""
-        cursor = self._execute(connection, parameters)
-        row = cursor.fetchone()
-        if row is None:
-            return None
-        dialect = connection.dialect
-        conversions = self._row_conversions.get(dialect.name)
-        if conversions is None:
-            conversions = _row_conversions(self._statement, dialect, cursor.description)
-            self._row_conversions[dialect.name] = conversions
-        return tuple(
-            value if convert is None else convert(value) for value, convert in zip(row, conversions, strict=True)
-        )
+        Raises DBAPIError, and InvalidRequestError where a parameter is missing.
+        """
+        if _has_listeners(connection):
+            options = {"preserve_rowcount": True}
+            return connection.execute(self._statement, parameters, execution_options=options).rowcount
+        with self._executing(connection, parameters) as cursor:
+            return int(cursor.rowcount)
 
-    def _execute(self, connection: Connection, parameters: Mapping[str, Any]) -> Any:
-        """Return the driver's cursor after the execution."""
+    def fetch_one(self, connection: Connection, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
+        """Execute a query; return its first row, None if there is none. Raises as `execute` does."""
+        if _has_listeners(connection):
+            return connection.execute(self._statement, parameters).first()
+        with self._executing(connection, parameters) as cursor:
+            row = cursor.fetchone()
+            if row is None:
+                return None
+            dialect = connection.dialect
+            conversions = self._row_conversions.get(dialect.name)
+            if conversions is None:
+                conversions = _row_conversions(self._statement, dialect, cursor.description)
+                self._row_conversions[dialect.name] = conversions
+            return [
+                value if convert is None else convert(value) for value, convert in zip(row, conversions, strict=True)
+            ]
+
+    @contextmanager
+    def _executing(self, connection: Connection, parameters: Mapping[str, Any]) -> Iterator[Any]:
+        """Yield the driver's cursor after the execution, and close it."""
         dialect = connection.dialect
         key = (dialect.name, *parameters)
         compiled = self._compiled.get(key)
@@ -80,24 +92,19 @@ class PreparedStatement:
             connection.begin()
         bound = compiled.bind(parameters)
         cursor = connection.connection.cursor()
-        events: Any = connection.dispatch
-        events.before_cursor_execute(connection, cursor, compiled.sql, bound, None, False)
         try:
             cursor.execute(compiled.sql, bound)
+            yield cursor
         except dialect.loaded_dbapi.Error as error:
-            is_disconnected = dialect.is_disconnect(error, connection.connection.dbapi_connection, cursor)
-            if is_disconnected:
-                connection.invalidate(error)
-            raise DBAPIError.instance(
-                compiled.sql,
-                bound,
-                error,
-                dialect.loaded_dbapi.Error,
-                connection_invalidated=is_disconnected,
-                dialect=dialect,
-            ) from error
-        events.after_cursor_execute(connection, cursor, compiled.sql, bound, None, False)
-        return cursor
+            # It raises the error as SQLAlchemy's, and drops the connections of a server that is gone.
+            connection._handle_dbapi_exception(error, compiled.sql, bound, cursor, None)
+        finally:
+            cursor.close()
+
+
+def _has_listeners(connection: Connection) -> bool:
+    events = connection.dispatch
+    return any(getattr(events, name) for name in STATEMENT_EVENTS)
 
 
 def _compile(statement: Any, dialect: Dialect, parameters: Mapping[str, Any]) -> _Compiled:
@@ -106,7 +113,9 @@ def _compile(statement: Any, dialect: Dialect, parameters: Mapping[str, Any]) ->
     return _Compiled(
         sql=str(compiled),
         names=compiled.positiontup or (),
-        constants={name: value for name, value in compiled.params.items() if name not in parameters},
+        constants={
+            name: value for name, value in compiled.construct_params(dict(parameters)).items() if name not in parameters
+        },
         conversions=[
             (name, convert)
             for name, kind in types.items()

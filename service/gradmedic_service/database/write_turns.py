@@ -48,9 +48,9 @@ class SharedTransaction:
             yield self._connection
             if savepoint is not None:
                 savepoint.commit()
-        except BaseException:
+        except BaseException as error:
             if savepoint is not None:
-                self._undo(savepoint)
+                self._undo(savepoint, error)
             raise
         self.parts += 1
 
@@ -68,12 +68,15 @@ class SharedTransaction:
             self._connection.close()
             self._is_ended.set()
 
-    def _undo(self, savepoint: NestedTransaction) -> None:
-        """Undo what was written since a savepoint. If SQLite has rolled back all parts, as it may, none is stored."""
+    def _undo(self, savepoint: NestedTransaction, reason: BaseException) -> None:
+        """Undo what was written since a savepoint, because of an error.
+
+        If SQLite has rolled back all parts, as it does when the disk is full, none is stored, for the same reason.
+        """
         try:
             savepoint.rollback()
         except DBAPIError as error:
-            self.error = error
+            self.error = reason if isinstance(reason, DBAPIError) else error
 
     def wait_for_end(self) -> None:
         """Wait until the parts are durable. Raises the error for which nothing of the transaction was stored."""

@@ -21,10 +21,11 @@ from functools import partial
 from typing import Any
 
 from fastapi import Request
-from fastapi._compat import field_annotation_is_sequence, get_missing_field_error
+from fastapi._compat import ModelField, field_annotation_is_sequence, get_missing_field_error, lenient_issubclass
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -34,6 +35,15 @@ PLACES = {"path": "path_params", "query": "query_params", "header": "headers"}
 """Attributes of a request, by the places of the parameters that a direct route finds there."""
 OTHER_KINDS = ("cookie_params", "body_params")
 """Kinds of parameters that a direct route does not have."""
+OBJECTS = (
+    "request_param_name",
+    "websocket_param_name",
+    "http_connection_param_name",
+    "response_param_name",
+    "background_tasks_param_name",
+    "security_scopes_param_name",
+)
+"""Parameters that are objects of FastAPI, which the endpoint of a direct route does not get."""
 READ_KINDS = ("path_params", "query_params", "header_params", *OTHER_KINDS, "dependencies")
 """Kinds of parameters that the dependencies of a direct route do not have."""
 
@@ -116,17 +126,34 @@ def _plan_dependencies(dependant: Dependant) -> Iterator[tuple[str | None, Calla
 def _plan_parameters(dependant: Dependant) -> Iterator[_Parameter]:
     """Yield the parameters of path, query and headers, in the order of FastAPI. Raises TypeError for other ones."""
     others = [field.name for kind in OTHER_KINDS for field in getattr(dependant, kind)]
+    others += [name for kind in OBJECTS if (name := getattr(dependant, kind)) is not None]
+    fields = [(place, field) for place in PLACES for field in getattr(dependant, f"{place}_params")]
+    others += [field.name for _, field in fields if not _is_plain(field)]
     if others:
         raise TypeError(f"a direct route does not find {', '.join(others)}")
-    for place in PLACES:
-        for field in getattr(dependant, f"{place}_params"):
-            is_header_name = place == "header" and field.alias == field.name
-            yield _Parameter(
-                name=field.name,
-                alias=field.name.replace("_", "-") if is_header_name else field.alias,
-                place=place,
-                is_list=field_annotation_is_sequence(field.field_info.annotation),
-                is_required=field.field_info.is_required(),
-                default=field.default,
-                validate=field.validate,
-            )
+    for place, field in fields:
+        is_header_name = place == "header" and field.alias == field.name
+        yield _Parameter(
+            name=field.name,
+            alias=field.name.replace("_", "-") if is_header_name else field.alias,
+            place=place,
+            is_list=field_annotation_is_sequence(field.field_info.annotation),
+            is_required=field.field_info.is_required(),
+            default=field.default,
+            validate=field.validate,
+        )
+
+
+def _is_plain(field: ModelField) -> bool:
+    """Return whether a parameter has one value or a list of values under one name, and a default that nothing changes.
+
+    FastAPI can do more with the other ones: models, names for the validation only, defaults that are validated.
+    """
+    info: Any = field.field_info
+    return not (
+        lenient_issubclass(info.annotation, BaseModel)
+        or info.validation_alias not in (None, field.alias)
+        or info.validate_default is True
+        or getattr(info, "convert_underscores", True) is False
+        or isinstance(field.default, list | dict | set)
+    )

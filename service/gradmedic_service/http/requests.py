@@ -51,7 +51,7 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = message["headers"]
+                headers = message.get("headers", ())
                 missing = missing_security_headers({name for name, _ in headers}, scope["path"])
                 message["headers"] = [*headers, *missing, (REQUEST_ID_HEADER.encode(), request_id.encode())]
             await send(message)

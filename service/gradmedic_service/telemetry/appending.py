@@ -1,7 +1,7 @@
 """Appending steps: exactly once, with the diagnosis of them, in one transaction.
 
-Most appends go on where this process left the run. Then its row is not read. The update finds the row only if nothing
-has changed it, which is what a lock would have shown. Otherwise, nothing is written, and the run is locked and read.
+Most appends go on where this process left the run. Then its row is not read. The update names the row as this process
+left it, and finds it only if nothing has changed it. Otherwise, nothing is written, and the run is locked and read.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def append(
         if cached is not None:
             run_cache.add(cached)
         raise
-    if cached is not None and not cached.is_current(run):
+    if cached is not None and cached.row != run:
         cached = None
     if not len(new.block):
         return Append(_unchanged_result(run, ignored=new.ignored), run.verdict, cached)
@@ -111,9 +111,9 @@ def append(
 
 
 def _find_continuation(run: RunRow, principal: Principal, received: ReceivedBlock) -> _NewSteps | None:
-    """Return the new steps of a request for a run that may have changed; None where the changes would matter.
+    """Return the new steps of a request, as far as the row in the cache tells.
 
-    An error, or that no step is new, is only said after the run was read.
+    Returns None if the stored row must decide: the request would be refused, or no step of it is new.
     """
     if not principal.reaches_run(run.id, run.project):
         return None

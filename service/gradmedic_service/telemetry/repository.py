@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, cast
 from uuid import UUID
@@ -12,7 +13,6 @@ from sqlalchemy import Connection, Row, Table, Text, bindparam, delete, exists, 
 from sqlalchemy import cast as cast_type
 
 from gradmedic.protocol.diagnosis import VerdictChange
-from gradmedic.protocol.encoding import encode_json
 from gradmedic_service.database import models
 from gradmedic_service.database.prepared import PreparedStatement
 from gradmedic_service.runs.stalling import SilenceLimit
@@ -45,7 +45,8 @@ class RunRow:
     layer_counts: list[int]
     facts_digest: bytes
     muted_by_run: list[str] | None
-    muted_by_project: list[str] | None
+    muted_by_project: str | None
+    """As it is stored: JSON."""
     rewound_to: int | None
     parent_id: UUID | None
     stop_after: int | None
@@ -56,12 +57,12 @@ class RunRow:
     @property
     def muted_detectors(self) -> frozenset[str]:
         """Ids of the detectors that are muted, by the run or by its project."""
-        return frozenset((*(self.muted_by_run or ()), *(self.muted_by_project or ())))
+        return frozenset((*(self.muted_by_run or ()), *json.loads(self.muted_by_project or NOTHING_MUTED)))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunVersion:
-    """All that the diagnosis of a run depends on."""
+    """What the diagnosis of a run depends on; equal for the same diagnosis. And what else its readers need."""
 
     created_at: datetime
     generation: int
@@ -69,7 +70,10 @@ class RunVersion:
     last_step: int | None
     facts_digest: bytes
     muted_by_run: list[str] | None
-    muted_by_project: list[str] | None
+    muted_by_project: str | None
+    """As it is stored: JSON."""
+    project: str = field(compare=False)
+    has_reruns: bool = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +149,7 @@ class RewoundRun:
     updated_at: datetime
 
 
+_MUTED_BY_PROJECT = cast_type(_PROJECTS.c.muted_detectors, Text).label("muted_by_project")
 # Statements of the append path are built once, over tables: building them anew costs more than running them.
 _RUN_COLUMNS = (
     _RUNS.c.id,
@@ -162,7 +167,7 @@ _RUN_COLUMNS = (
     _RUNS.c.layer_counts,
     _RUNS.c.facts_digest,
     _RUNS.c.muted_detectors.label("muted_by_run"),
-    _PROJECTS.c.muted_detectors.label("muted_by_project"),
+    _MUTED_BY_PROJECT,
     _RUNS.c.rewound_to,
     _RUNS.c.parent_id,
     _RUNS.c.stop_after,
@@ -176,18 +181,20 @@ _READ_RUN = (
     .select_from(_RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project))
     .where(_RUNS.c.id == bindparam("run_id"))
 )
+_VERSION_COLUMNS = (
+    _RUNS.c.created_at,
+    _RUNS.c.generation,
+    _RUNS.c.revision,
+    _RUNS.c.last_step,
+    _RUNS.c.facts_digest,
+    _RUNS.c.muted_detectors.label("muted_by_run"),
+    _MUTED_BY_PROJECT,
+    _RUNS.c.project,
+    exists().where(_RERUNS.c.run_id == _RUNS.c.id).label("has_reruns"),
+)
+_VERSION_FIELDS = tuple(column.name for column in _VERSION_COLUMNS)
 _READ_VERSION = PreparedStatement(
-    select(
-        _RUNS.c.created_at,
-        _RUNS.c.generation,
-        _RUNS.c.revision,
-        _RUNS.c.last_step,
-        _RUNS.c.facts_digest,
-        _RUNS.c.muted_detectors,
-        _PROJECTS.c.muted_detectors,
-        _RUNS.c.project,
-        exists().where(_RERUNS.c.run_id == _RUNS.c.id),
-    )
+    select(*_VERSION_COLUMNS)
     .select_from(_RUNS.outerjoin(_PROJECTS, _PROJECTS.c.name == _RUNS.c.project))
     .where(_RUNS.c.id == bindparam("run_id"))
 )
@@ -198,7 +205,7 @@ _UPDATE_UNCHANGED_RUN = PreparedStatement(
     update(_RUNS).where(
         _RUNS.c.id == bindparam("run_id"),
         _RUNS.c.revision == bindparam("revision_before"),
-        # Few changes do not raise the revision.
+        # Some changes do not raise the revision, so these columns are compared too.
         _RUNS.c.status == bindparam("status_before"),
         _RUNS.c.last_step.is_not_distinct_from(bindparam("last_step_before")),
         _RUNS.c.stop_after.is_not_distinct_from(bindparam("stop_after_before")),
@@ -230,16 +237,10 @@ def read_run(connection: Connection, run_id: UUID, *, is_locked: bool = False) -
     return None if row is None else RunRow(**dict(zip(_RUN_FIELDS, row, strict=True)))
 
 
-def read_version(connection: Connection, run_id: UUID) -> tuple[RunVersion, str, bool] | None:
-    """Read what the diagnosis of a run depends on, its project, and whether it has reruns.
-
-    It is less than its row, for readers that mostly have the diagnosis already.
-    """
+def read_version(connection: Connection, run_id: UUID) -> RunVersion | None:
+    """Read less than the row of a run, for readers that mostly have its diagnosis already."""
     row = _READ_VERSION.fetch_one(connection, {"run_id": run_id})
-    if row is None:
-        return None
-    *version, project, has_reruns = row
-    return RunVersion(*version), project, bool(has_reruns)
+    return None if row is None else RunVersion(**dict(zip(_VERSION_FIELDS, row, strict=True)))
 
 
 def read_diagnosis(connection: Connection, run_id: UUID) -> StoredDiagnosis | None:
@@ -256,7 +257,6 @@ def write_append(connection: Connection, run_id: UUID, appended: AppendedRun) ->
 
 def write_append_if_unchanged(connection: Connection, run: RunRow, appended: AppendedRun) -> bool:
     """Write a run after an append if its row is still `run`, and lock it; return whether it was, and was written."""
-    muted = run.muted_by_project
     update_run = {
         "run_id": run.id,
         "revision_before": run.revision,
@@ -267,7 +267,7 @@ def write_append_if_unchanged(connection: Connection, run: RunRow, appended: App
         "facts_digest_before": run.facts_digest,
         "created_at_before": run.created_at,
         "project_before": run.project,
-        "muted_by_project_before": encode_json(muted).decode() if muted else NOTHING_MUTED,
+        "muted_by_project_before": run.muted_by_project or NOTHING_MUTED,
         **_columns_after(appended),
     }
     if _UPDATE_UNCHANGED_RUN.execute(connection, update_run) == 0:

@@ -40,17 +40,6 @@ class CachedRun:
         """Memory of the cached run, in layers."""
         return RUN_SIZE + self.row.layer_counts[-1]
 
-    def is_current(self, row: RunRow) -> bool:
-        """Whether nothing but this append has changed the run: `row` is its row now."""
-        return (
-            self.row.revision == row.revision
-            and self.row.last_step == row.last_step
-            and self.row.created_at == row.created_at
-            and self.row.generation == row.generation
-            and self.row.facts_digest == row.facts_digest
-            and self.row.muted_detectors == row.muted_detectors
-        )
-
 
 class RunCache:
     """The cached runs, the one that was appended to longest ago first. Threads may share it."""

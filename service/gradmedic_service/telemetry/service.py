@@ -149,18 +149,17 @@ def read_diagnosis(
 
     `cache` has the diagnoses of runs that have not changed since they were read.
     """
-    found = repository.read_version(connection, run_id)
-    if found is None or not principal.reaches_run(run_id, found[1]):
+    version = repository.read_version(connection, run_id)
+    if version is None or not principal.reaches_run(run_id, version.project):
         raise not_found(run_id)
-    version, _, has_reruns = found
     if at_step is not None and not (version.last_step is not None and at_step >= version.last_step):
-        return _diagnose(connection, facts, find_run(connection, principal, run_id), at_step), has_reruns
+        return _diagnose(connection, facts, find_run(connection, principal, run_id), at_step), version.has_reruns
     diagnosis = cache.find(run_id, version)
     if diagnosis is None:
         run = find_run(connection, principal, run_id)
         diagnosis = _diagnose(connection, facts, run, None)
         cache.add(version, diagnosis, run.layer_counts[-1])
-    return diagnosis, has_reruns
+    return diagnosis, version.has_reruns
 
 
 def _diagnose(connection: Connection, facts: FactsCache, run: RunRow, at_step: int | None) -> Diagnosis:

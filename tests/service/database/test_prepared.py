@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Table, bindparam, delete, event, func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 from gradmedic.protocol.ids import new_id
 from gradmedic_service.database import models
@@ -69,7 +69,7 @@ def test_values_are_those_of_sqlalchemy(connection: Connection, values: Any, cha
         found = []
         for row in rows:
             of_sqlalchemy = connection.execute(READ, {"run_id": row["id"]}).one()
-            assert READ_PREPARED.fetch_one(connection, {"run_id": row["id"]}) == tuple(of_sqlalchemy)
+            assert READ_PREPARED.fetch_one(connection, {"run_id": row["id"]}) == [*of_sqlalchemy]
             found.append(of_sqlalchemy._asdict() | {"id": None})
         assert found[0] == found[1]
         assert {name: found[1][name] for name in expected} == expected
@@ -91,9 +91,33 @@ def test_constants_of_a_statement(connection: Connection) -> None:
     row = new_row()
     ADD_PREPARED.execute(connection, row)
     named_p = select(func.coalesce(RUNS.c.group, "none")).where(RUNS.c.project == "p", RUNS.c.id == bindparam("run_id"))
-    assert PreparedStatement(named_p).fetch_one(connection, {"run_id": row["id"]}) == ("none",)
+    assert PreparedStatement(named_p).fetch_one(connection, {"run_id": row["id"]}) == ["none"]
     remove = PreparedStatement(delete(RUNS).where(RUNS.c.project == "p"))
     assert [remove.execute(connection, {}), remove.execute(connection, {})] == [1, 0]
+
+
+def test_a_parameter_that_is_missing(connection: Connection) -> None:
+    """A parameter that is not given is an error, as in SQLAlchemy, and not NULL."""
+    for execute in (UPDATE_PREPARED.execute, READ_PREPARED.fetch_one):
+        with pytest.raises(SQLAlchemyError, match="run_id"):
+            execute(connection, {})
+
+
+def test_an_error_of_a_fetch(database: Database) -> None:
+    """An error that comes with the first row is one of SQLAlchemy, too."""
+    if database.engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL computes all rows before the first one is read")
+    failing = PreparedStatement(select(func.gradmedic_fail(RUNS.c.id)).where(RUNS.c.project == bindparam("project")))
+
+    def fail(_value: object) -> None:
+        raise ValueError
+
+    with database.writing_rows() as connection:
+        connection.connection.dbapi_connection.create_function("gradmedic_fail", 1, fail)  # type: ignore[union-attr]
+        ADD_PREPARED.execute(connection, new_row())
+        with pytest.raises(OperationalError):
+            failing.fetch_one(connection, {"project": "p"})
+        connection.rollback()
 
 
 def test_errors_are_those_of_sqlalchemy(connection: Connection) -> None:
@@ -119,15 +143,34 @@ def test_a_connection_that_is_lost(database: Database) -> None:
             READ_PREPARED.fetch_one(connection, {"run_id": new_id()})
         assert caught.value.connection_invalidated
         assert connection.invalidated
+    assert database.count_connections()[0] == 0
 
 
-def test_events_are_dispatched(connection: Connection) -> None:
-    """Who listens to statements, as tools of tracing do, hears of prepared ones."""
+@pytest.mark.parametrize("place", ["connection", "engine"])
+def test_events_are_those_of_sqlalchemy(place: str, connection: Connection) -> None:
+    """Who listens to statements, as tools of tracing do, hears of prepared ones, and may change their context."""
     heard: list[tuple[str, str]] = []
-    for moment in ("before_cursor_execute", "after_cursor_execute"):
-        event.listen(connection, moment, lambda *arguments, moment=moment: heard.append((moment, arguments[2][:6])))
-    READ_PREPARED.fetch_one(connection, {"run_id": new_id()})
-    assert heard == [("before_cursor_execute", "SELECT"), ("after_cursor_execute", "SELECT")]
+
+    def hear(moment: str) -> Any:
+        def listen(_connection: object, _cursor: object, sql: str, _values: object, context: Any, _many: bool) -> None:
+            context.span = moment
+            heard.append((moment, sql[:6]))
+
+        return listen
+
+    row = new_row()
+    target = connection if place == "connection" else connection.engine
+    listeners = {moment: hear(moment) for moment in ("before_cursor_execute", "after_cursor_execute")}
+    for moment, listener in listeners.items():
+        event.listen(target, moment, listener)
+    try:
+        assert ADD_PREPARED.execute(connection, row) == 1
+        found = READ_PREPARED.fetch_one(connection, {"run_id": row["id"]})
+    finally:
+        for moment, listener in listeners.items():
+            event.remove(target, moment, listener)
+    assert heard == [(moment, word) for word in ("INSERT", "SELECT") for moment in listeners]
+    assert found == tuple(READ_PREPARED.fetch_one(connection, {"run_id": row["id"]}) or ())
 
 
 def test_a_reading_transaction_sees_one_state(database: Database) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from gradmedic_service.database import write_turns
 from gradmedic_service.database.engine import Connection, Database
-from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable
+from gradmedic_service.database.errors import DatabaseBusy, DatabaseUnavailable, StorageFull
 from gradmedic_service.settings import Settings
 
 WaitUntil = Callable[[Callable[[], bool]], None]
@@ -168,6 +168,21 @@ def test_a_transaction_that_sqlite_rolls_back_fails_for_all(database: Database, 
         write_together(database, wait_until, writers)
     assert [type(writer.error) for writer in writers] == [DatabaseUnavailable, LookupError, type(None)]
     assert read_names(database) == ["later"]
+
+
+def test_a_full_disk_is_the_reason_for_all(database: Database, wait_until: WaitUntil) -> None:
+    """Where SQLite rolls back the whole transaction because the disk is full, every writer of it hears that."""
+
+    def fill(connection: Connection) -> None:
+        pages = connection.scalar(text("PRAGMA page_count"))
+        connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+        add_name(connection, "x" * 2**20)
+
+    writers = [Writer(database, "a"), Writer(database, "full", fill)]
+    with pytest.raises(AssertionError):  # the first writer fails, too
+        write_together(database, wait_until, writers)
+    assert [type(writer.error) for writer in writers] == [StorageFull] * 2
+    assert read_names(database) == []
 
 
 def test_other_writers_share_nothing(database: Database, commits: list[object], wait_until: WaitUntil) -> None:

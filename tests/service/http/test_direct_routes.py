@@ -10,10 +10,11 @@ from typing import Annotated, Any
 
 import pytest
 import structlog
-from fastapi import Cookie, Depends, FastAPI, Header, Query, Request, Response
+from fastapi import BackgroundTasks, Cookie, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from starlette.routing import Match, Route
 from starlette.testclient import TestClient
 from starlette.types import Scope
@@ -253,9 +254,57 @@ def answer_with_thread(d: Annotated[str, Depends(read_on_thread)]) -> Response:
     return Response(d)
 
 
+class Page(BaseModel):
+    """Parameters of a query as a model."""
+
+    number: int = 0
+
+
+def answer_with_model(q: Annotated[Page, Query()]) -> Response:
+    """Take a model whose fields are parameters of the query."""
+    return Response(str(q))
+
+
+def answer_with_other_name(q: Annotated[str, Query(validation_alias="p")]) -> Response:
+    """Take a parameter that has another name for its validation."""
+    return Response(q)
+
+
+def answer_with_underscores(h_h: Annotated[str, Header(convert_underscores=False)]) -> Response:
+    """Take a header with underscores in its name."""
+    return Response(h_h)
+
+
+def answer_with_default_to_validate(q: Annotated[int, Query(validate_default=True)] = 1) -> Response:
+    """Take a default that is validated."""
+    return Response(str(q))
+
+
+def answer_with_mutable_default(q: Annotated[list[str], Query()] = ["a"]) -> Response:  # noqa: B006 (that is the case)
+    """Take a default that an endpoint could change."""
+    return Response(str(q))
+
+
+def answer_with_request(r: Request) -> Response:
+    """Take the request."""
+    return Response(str(r))
+
+
+def answer_with_tasks(t: BackgroundTasks) -> Response:
+    """Take the tasks that run after the answer."""
+    return Response(str(t))
+
+
 @pytest.mark.parametrize(
     ("endpoint", "message"),
     [
+        (answer_with_model, "does not find q"),
+        (answer_with_other_name, "does not find q"),
+        (answer_with_underscores, "does not find h_h"),
+        (answer_with_default_to_validate, "does not find q"),
+        (answer_with_mutable_default, "does not find q"),
+        (answer_with_request, "does not find r"),
+        (answer_with_tasks, "does not find t"),
         (answer_as_coroutine, "answer_as_coroutine is a coroutine"),
         (answer_with_cookie, "does not find c"),
         (answer_with_body, "does not find b"),

@@ -133,9 +133,9 @@ def test_the_cache_is_bounded(client: TestClient, create_run: Any, database: Dat
         append(client, run, 0)
         diagnoses.append(TypeAdapter(Diagnosis).validate_python(read(client, run)))
         with database.reading_rows() as connection:
-            found = repository.read_version(connection, diagnoses[-1].run_id)
-        assert found is not None
-        versions.append(found[0])
+            version = repository.read_version(connection, diagnoses[-1].run_id)
+        assert version is not None
+        versions.append(version)
     layers = 2
     cache = DiagnosisCache(max_size=2 * (DIAGNOSIS_SIZE + layers))
     for version, diagnosis in zip(versions, diagnoses, strict=True):

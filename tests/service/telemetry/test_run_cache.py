@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import delete, event, func, select, update
+from sqlalchemy import delete, event, func, select, text, update
 from starlette.testclient import TestClient
 from tests.support.approximation import approximately
 from tests.support.service_app import ReplaceServices
@@ -205,6 +205,21 @@ def test_a_change_without_the_process_is_seen(
     body = {"steps": list(range(5, 10)), "loss": [1.0] * 5}
     assert answer.items() <= client.post(f"{run}/steps", json=body).json().items()
     assert client.get(run).json()["status"] == change.get("status", "running")
+
+
+@pytest.mark.parametrize("stored", ['["plateau", "nonfinite"]', '["plateau","nonfinite"]', "[ ]"])
+def test_muted_detectors_in_any_form(
+    client: TestClient, create_run: Any, database: Database, restored: list[int], stored: str
+) -> None:
+    """A run of a project stays in the cache, however another program has written the project's JSON."""
+    run = create_run(client)
+    assert client.patch("/api/v1/projects/tests", json={"muted_detectors": ["plateau"]}).status_code == 200
+    json_type = "json" if database.engine.dialect.name == "postgresql" else "text"
+    with database.writing() as session:
+        session.execute(text(f"UPDATE projects SET muted_detectors = CAST(:stored AS {json_type})"), {"stored": stored})  # noqa: S608 (our own text)
+    for block in range(4):
+        append(client, run, 5 * block)
+    assert restored == []
 
 
 def test_a_deleted_run_is_not_found(client: TestClient, create_run: Any, database: Database) -> None:
