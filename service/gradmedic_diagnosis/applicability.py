@@ -10,6 +10,7 @@ import re
 
 from gradmedic.protocol.layer_roles import is_matrix
 from gradmedic_diagnosis import remedy_fit
+from gradmedic_diagnosis.detectors.loss_mismatch import find_missing_logarithm
 from gradmedic_diagnosis.precision import is_half_precision
 from gradmedic_diagnosis.run_evidence import RECTIFIERS, SATURATING, RunEvidence
 
@@ -94,6 +95,11 @@ def estimate_fit_of_initialization(run: RunEvidence) -> float:
     depth = sum(not run.layers[i].branch for i in run.path)
     is_deep_and_plain = depth >= DEEP_PLAIN_DEPTH and not run.has_recurrence
     return INITIALIZATION_OF_DEEP_PLAIN if is_deep_and_plain else 1.0
+
+
+def has_no_zero_matrix(run: RunEvidence) -> bool:
+    """Whether no weight matrix starts at exactly zero: its direction is not defined."""
+    return not run.zero_initialized
 
 
 def has_scaled_targets(run: RunEvidence) -> bool:
@@ -270,7 +276,12 @@ def may_use_bfloat16(run: RunEvidence) -> bool:
 def applies_softmax_twice(run: RunEvidence) -> bool:
     """Whether the loss may be computed from probabilities in place of logits."""
     loss = run.training.loss
-    return loss is not None and not loss.broadcasts
+    return loss is not None and not loss.broadcasts and not misses_logarithm(run)
+
+
+def misses_logarithm(run: RunEvidence) -> bool:
+    """Whether the loss takes log-probabilities, and may get probabilities."""
+    return find_missing_logarithm(run.training.loss) is not None
 
 
 def has_broadcast_targets(run: RunEvidence) -> bool:

@@ -16,6 +16,7 @@ from gradmedic_diagnosis.detectors.base import STUCK_PATIENCE
 from gradmedic_diagnosis.loss_progress import (
     CONSTANT_SHARE,
     FLAT_DECLINE,
+    LONG_RUN,
     SLOW_ERROR,
     SLOW_HORIZON,
     STUCK_EVERY,
@@ -38,6 +39,11 @@ WORSE_ERRORS = 3.0
 SLOWEST_RUNS = 10
 """A loss that needs more than this many times the run so far for a fall of `UNMOVED_SHARE` is stuck. A judgement: a
 user who waits ten times as long as planned has noticed."""
+FAR_ABOVE = 10.0
+"""Times the level of a constant output from which on a loss of a long run is far above it. A judgement: such outputs
+are three times as large as the targets, and learn nothing but to become smaller."""
+QUARTERS = 4
+"""Quarters of a run."""
 OUTLIER_SQUARE = 9.0
 """A squared difference counts at most this many times the variance: three standard deviations, as for outliers in
 general (Pukelsheim 1994, "The three sigma rule")."""
@@ -117,7 +123,8 @@ class LearningTracker(Persistent):
         current, start, best = sign * self.current, sign * self.start, sign * self.best_average
         if self.state == "stuck":
             verb = "rise" if is_maximized else "fall"
-            if self.start - self.current >= UNMOVED_SHARE * abs(self.start):
+            is_above_constant = not self.current < (1 - CONSTANT_SHARE) * constant_level
+            if is_above_constant and self.start - self.current >= UNMOVED_SHARE * abs(self.start):
                 return (
                     f"The {name} is no better than that of a constant output: it is {current:.3g}, and a constant "
                     f"output gets about {constant_level:.3g}."
@@ -156,6 +163,8 @@ class LearningTracker(Persistent):
                 return "converged"
             if not self._falls_slowly(progress):
                 return "stuck"
+        if self._stays_above(progress, constant_level):
+            return "stuck"
         return "unknown" if progress.shows_no_learning() else "learning"
 
     def _falls_slowly(self, progress: LossProgress) -> bool:
@@ -169,6 +178,19 @@ class LearningTracker(Persistent):
         error = math.sqrt(self.noise_variance * (1 / earlier_count + 1 / late_count))
         slowest_decline = UNMOVED_SHARE * progress.scale / (4 * SLOWEST_RUNS)
         return earlier - late > max(WORSE_ERRORS * error, slowest_decline)
+
+    @staticmethod
+    def _stays_above(progress: LossProgress, constant_level: float) -> bool:
+        """Whether a long run is far above what a constant output gets, or will be above it after as many losses again.
+
+        Above that level, a loss that falls shows no more than that outputs become smaller.
+        """
+        if progress.count < LONG_RUN or not progress.current > (1 + CONSTANT_SHARE) * constant_level:
+            return False
+        if progress.current > FAR_ABOVE * constant_level:
+            return True
+        earlier, late = progress.history.mean(0.5, 0.75)[0], progress.history.mean(0.75, 1.0)[0]
+        return QUARTERS * (earlier - late) < late - constant_level
 
     def _is_worse(self, progress: LossProgress, constant_level: float) -> bool:
         """Whether the slow average is far above its best, in the loss's own units and beyond its noise.

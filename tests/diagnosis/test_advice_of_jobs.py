@@ -97,6 +97,11 @@ def evidence(*causes: str, **given: Any) -> list[str]:
         ("no_signal_from_loss", "check_labels", {"loss": CROSS_ENTROPY}),
         ("no_signal_from_loss", "connect_parameters", {"loss": Loss(kind="squared_error")}),
         ("loss_mismatch", "remove_extra_softmax", {"loss": CROSS_ENTROPY}),
+        (
+            "loss_mismatch",
+            "use_log_softmax",
+            {"loss": Loss(kind="kl_divergence", operations=["Sum", "Sub", "Mul", "Softmax", "Addmm"])},
+        ),
         ("loss_mismatch", "match_target_shape", {"loss": Loss(kind="squared_error", broadcasts=True)}),
         ("nonfinite_input", "filter_nonfinite_batches", {}),
         ("nonfinite_loss", "stable_loss", {"loss": Loss(kind="other", operations=["Mean", "Log"])}),
@@ -263,7 +268,7 @@ def test_the_epsilon_fits_the_precision(dtype: str | None, epsilon: float) -> No
 def test_what_only_the_script_can_do_is_marked() -> None:
     """Advice for faults of the script is code to paste: a rerun does not apply it by itself."""
     ids = (
-        "call_zero_grad", "remove_extra_softmax", "match_target_shape", "filter_nonfinite_batches",
+        "call_zero_grad", "remove_extra_softmax", "use_log_softmax", "match_target_shape", "filter_nonfinite_batches",
         "connect_parameters", "check_labels", "slow_down_adversary", "balance_router", "smooth_schedule",
     )  # fmt: skip
     assert all(REMEDIES[id].needs_script for id in ids)

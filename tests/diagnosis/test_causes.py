@@ -86,9 +86,13 @@ def test_an_origin_comes_before_all_other_causes_of_a_loss_that_is_not_finite() 
 
 
 def test_a_learning_rate_that_rose_is_blamed() -> None:
-    """A rate that rose tenfold before the NaN is named with the rise; a jump is a condition of its own."""
-    block = dying(update=0.01)
+    """A rate that rose tenfold before the NaN is named with the rise; a jump is a condition of its own.
+
+    A warm-up whose updates were ordinary has done no harm.
+    """
     steps = np.arange(100)
+    assert "learning_rate_too_high" not in find_causes(with_rate(dying(update=0.01), 0.01 * (1 + steps / 11)))
+    block = dying(update=0.06)
     causes = find_causes(with_rate(block, 0.01 * (1 + steps / 11)))
     assert causes["learning_rate_too_high"].evidence["learning_rate_rise"] == pytest.approx(10)
     causes = find_causes(with_rate(block, np.where(steps < 60, 0.01, 0.1)))
@@ -257,10 +261,21 @@ def test_a_stack_of_unbounded_activations_explains_large_updates() -> None:
         (Training(loss=Loss(kind="cross_entropy", constant_level=5e3), input_rms=1.0), False),
         (Training(loss=Loss(kind="squared_error", constant_level=0.1), input_rms=1.0, target_rms=3.0), True),
         (Training(loss=Loss(kind="squared_error", constant_level=0.1), input_rms=1.0, target_rms=100.0), False),
+        (Training(loss=Loss(kind="squared_error", constant_level=1e3), input_rms=1.0, target_rms=3.0), False),
         (Training(loss=Loss(kind="other"), input_rms=1.0), False),
         (None, False),
     ],
-    ids=["classes", "raw inputs", "unknown inputs", "usual loss", "regression", "raw targets", "other loss", "nothing"],
+    ids=[
+        "classes",
+        "raw inputs",
+        "unknown inputs",
+        "usual loss",
+        "regression",
+        "raw targets",
+        "a sum of squares",
+        "other loss",
+        "nothing",
+    ],
 )
 def test_outputs_that_start_far_too_large_are_blamed_on_the_weights(training: Training | None, is_named: bool) -> None:
     """A first loss far above that of outputs of zero, at inputs of ordinary size, is due to weights or depth."""

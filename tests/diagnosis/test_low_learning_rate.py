@@ -79,6 +79,8 @@ def test_a_low_rate_that_is_meant_is_left_alone() -> None:
     assert diagnose(learned).causes == []
     warming = np.linspace(1e-9, 1e-6, STEPS)
     assert all(cause.cause != CAUSE for cause in diagnose(stuck(warming, update=warming[:, None])).causes)
+    over = np.minimum(warming, warming[::-1])  # a warm-up that is over will make no update larger
+    assert diagnose(stuck(over, update=over[:, None])).causes[0].cause == CAUSE
 
 
 @pytest.mark.parametrize(("rate", "ends_at", "first"), [(1e-7, 0, "scale_learning_rate"), (1e-3, 5, "extend_schedule")])

@@ -145,6 +145,54 @@ def test_a_softmax_before_a_cross_entropy_asks_for_attention() -> None:
         assert diagnose(run(falling(STEPS)), once).level == "ok"
 
 
+def test_a_distribution_over_probabilities_asks_for_attention() -> None:
+    """A distribution of categories normalizes its logits; where it gets probabilities, they are squeezed twice."""
+    of_policy = ["Neg", "Mean", "Mul", "Squeeze", "Gather", "Sub"]
+    twice = Training(loss=Loss(operations=[*of_policy, "Softmax", "Logsumexp", "Addmm"]))
+    assert "takes logits" in diagnose(run(falling(STEPS)), twice).summary
+    for operations in (["Addmm", "Logsumexp"], ["LogSoftmax", "Logsumexp", "Softmax"]):
+        once = Training(loss=Loss(operations=[*of_policy, *operations]))
+        assert diagnose(run(falling(STEPS)), once).level == "ok"
+
+
+@pytest.mark.parametrize(
+    ("kind", "operations", "name"),
+    [
+        ("kl_divergence", ["Mul", "Div", "Sum", "Sub", "Mul", "Softmax", "Addmm"], "Kullback-Leibler divergence"),
+        ("cross_entropy", ["NllLoss", "Softmax", "Addmm"], "negative log-likelihood"),
+        ("cross_entropy", ["NllLoss", "View", "Sigmoid", "Convolution"], "negative log-likelihood"),
+    ],
+)
+def test_probabilities_in_place_of_log_probabilities_ask_for_attention(
+    kind: str, operations: list[str], name: str
+) -> None:
+    """A divergence of probabilities is negative from the first step on, and the advice is a log-softmax."""
+    training = Training(loss=Loss(kind=kind, operations=operations))
+    diagnosis = diagnose(run(falling(STEPS) - 30), training)
+    assert diagnosis.level == "attention"
+    assert diagnosis.causes[0].cause == "loss_mismatch"
+    assert name in diagnosis.causes[0].explanation
+    assert diagnosis.advice[0].remedy.id == "use_log_softmax"
+    # A loss that is not negative compares probabilities that train, too, with log-probabilities.
+    assert diagnose(run(falling(STEPS)), training).level == "ok"
+    right = ["LogSoftmax" if each in ("Softmax", "Sigmoid") else each for each in operations]
+    assert diagnose(run(falling(STEPS) - 30), Training(loss=Loss(kind=kind, operations=right))).level == "ok"
+
+
+def test_a_long_run_above_a_constant_output_is_stuck() -> None:
+    """A loss that falls, but would not reach the level of a constant output within as many steps again, is stuck."""
+    loss = np.linspace(3.86, 3.44, 400)
+    training = Training(loss=Loss(kind="cross_entropy", constant_level=3.1))
+    diagnosis = diagnose(run(loss), training)
+    assert (diagnosis.learning, diagnosis.level) == ("stuck", "attention")
+    assert "no better than that of a constant output" in diagnosis.summary
+    assert diagnose(run(loss), Training()).learning != "stuck"
+    far = diagnose(run(np.geomspace(900, 60, 400)), training)
+    assert (far.learning, far.level) == ("stuck", "attention")
+    for soon_below in (np.linspace(3.9, 3.2, 400), np.geomspace(90, 6, 400)):
+        assert diagnose(run(soon_below), training).level == "ok"
+
+
 def test_a_part_without_gradients_asks_for_attention() -> None:
     """Two of four layers never get a gradient: the finding names them. Layers that no optimizer has are left out."""
     block = run(falling(STEPS))

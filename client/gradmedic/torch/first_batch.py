@@ -24,8 +24,9 @@ logger = logging.getLogger("gradmedic")
 class FirstBatch:
     """Forward pre-hook of a model; its attributes are None until the model is called.
 
-    `input_rms` and `input_abs_max` are those of the first floating-point tensor among the arguments, `batch_size` is
-    the first dimension of the first tensor of any type, `autocast` the dtype that autocast computes in.
+    `input_rms` and `input_abs_max` are those of the first floating-point tensor among the arguments that is no single
+    number, `batch_size` is the first dimension of the first tensor of any type, `autocast` the dtype that autocast
+    computes in.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
@@ -69,7 +70,8 @@ class FirstBatch:
         device = tensors[0].device.type
         if torch.is_autocast_enabled(device):
             self.autocast = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
-        floats = next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()), None)
+        numbers = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim and tensor.numel()]
+        floats = next(iter(numbers), None)
         if floats is not None:
             norm, abs_max, *_ = measure_gradients([floats]).read()[0]
             self.input_rms = float(norm) / math.sqrt(floats.numel())

@@ -25,6 +25,13 @@ VARIANCE_PRESERVING_DECADES = 1.5
 matrices behind rectifiers lose them with torch's own initialization, whose variance is a sixth of He's."""
 
 
+DEFAULT_DECADES = 0.42
+"""Decades that a matrix behind a rectifier loses with torch's own initialization, whose variance is a sixth of He's. A
+little more, for the chance in small matrices."""
+DEEP_DECADES = 3.0
+"""Decades that are too many also for torch's own initialization: eight matrices behind rectifiers lose them."""
+
+
 def check_large_initialization(run: RunEvidence) -> Cause | None:
     """Look for initial weights that amplify a signal."""
     decades = run.initial_signal_decades
@@ -52,10 +59,15 @@ def check_large_recurrence(run: RunEvidence) -> Cause | None:
     return make_cause("poor_initialization", score, text, recurrent_factor=factor)
 
 
+def has_zero_matrices(run: RunEvidence) -> bool:
+    """Whether half of the weight matrices or more start at exactly zero."""
+    return len(run.zero_initialized) >= max(1, len(run.path) // 2)
+
+
 def check_small_initialization(run: RunEvidence) -> Cause | None:
     """Look for initial weights that shrink a signal, or are all zero."""
-    zeros = len(run.zero_initialized)
-    if zeros and zeros >= max(1, len(run.path) // 2):
+    if has_zero_matrices(run):
+        zeros = len(run.zero_initialized)
         text = f"{zeros} weight matrices start at exactly zero: all units of a layer stay the same."
         return make_cause("poor_initialization", 0.97, text, zero_layers=zeros)
     factor, decades = run.recurrent_factor, run.initial_signal_decades
@@ -64,6 +76,8 @@ def check_small_initialization(run: RunEvidence) -> Cause | None:
         return make_cause("poor_initialization", 0.8, text, recurrent_factor=factor)
     if math.isnan(decades) or decades > -VARIANCE_PRESERVING_DECADES:
         return None
+    if -decades < min(DEEP_DECADES, DEFAULT_DECADES * len(run.main_path)):
+        return None  # no less than with torch's own initialization, with which a network of this depth trains
     text = (
         f"The initial weights shrink a signal by 10^{-decades:.1f} over {len(run.main_path)} layers; "
         "He or Glorot do not."

@@ -7,7 +7,7 @@ import math
 from gradmedic.protocol.diagnosis import Cause
 from gradmedic_diagnosis.architecture import SIGMOID_SLOPE
 from gradmedic_diagnosis.causes.cause import make_cause, ramp
-from gradmedic_diagnosis.causes.initialization import VARIANCE_PRESERVING_DECADES
+from gradmedic_diagnosis.causes.initialization import VARIANCE_PRESERVING_DECADES, has_zero_matrices
 from gradmedic_diagnosis.run_evidence import SATURATING, RunEvidence
 
 DEEP_NETWORK_DEPTH = 8
@@ -27,7 +27,8 @@ def check_saturating_activation(run: RunEvidence) -> Cause | None:
         return make_cause("saturating_activation", score, text, layers=len(saturating), largest_slope=slope)
     gap = run.find("depth_gap")
     preserves_variance = abs(run.initial_signal_decades) < VARIANCE_PRESERVING_DECADES
-    if gap is None or run.activations or run.find("zero_gradient") is not None or not preserves_variance:
+    knows_activations = any(layer.activation for layer in run.layers)
+    if gap is None or knows_activations or run.find("zero_gradient") is not None or not preserves_variance:
         return None
     text = (
         "Gradients fade with depth although the initial weights preserve variance, "
@@ -39,11 +40,16 @@ def check_saturating_activation(run: RunEvidence) -> Cause | None:
 def check_dead_units(run: RunEvidence) -> Cause | None:
     """Look for units that are never active."""
     finding = run.find("zero_gradient")
-    if finding is None:
+    if finding is None or has_zero_matrices(run):
         return None
     share = finding.evidence.get("dead_share", math.nan)
     text = "Units that are never active pass no gradient at all, so they can never recover"
     text += "." if math.isnan(share) else f": {share:.0%} of the weight matrices get none; it should be 0 %."
+    if finding.first_step == 0:
+        text += (
+            " It was so from the first step on: perhaps no unit is dead, and an operation without a gradient (round, "
+            "sign, argmax, detach) lies behind these matrices."
+        )
     return make_cause("dead_units", 0.75, text, dead_share=share)
 
 

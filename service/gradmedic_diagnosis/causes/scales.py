@@ -87,7 +87,7 @@ def check_large_first_outputs(run: RunEvidence) -> Cause | None:
     rms = run.training.input_rms
     if (rms is None and not run.architecture.is_embedding.any()) or (rms is not None and rms >= LARGE_RMS):
         return None
-    usual = loss.constant_level if run.is_classification else _find_mean_square_of_targets(run)
+    usual = loss.constant_level if run.is_classification else _find_loss_of_zeros(run)
     if usual is None or not usual > 0 or not first_loss >= LARGE_FIRST_LOSS * usual:
         return None
     decades = math.log10(first_loss / usual) if math.isfinite(first_loss) else MANY_DECADES
@@ -101,8 +101,13 @@ def check_large_first_outputs(run: RunEvidence) -> Cause | None:
     )
 
 
-def _find_mean_square_of_targets(run: RunEvidence) -> float | None:
-    """Return the loss of outputs of zero where it is a squared error; None elsewhere."""
-    is_squared = run.training.loss is not None and run.training.loss.kind == "squared_error"
-    rms = run.training.target_rms
-    return rms * rms if is_squared and rms is not None else None
+def _find_loss_of_zeros(run: RunEvidence) -> float | None:
+    """Return the loss of outputs of zero where it is a squared error; None elsewhere.
+
+    It is the mean square of the targets, and no less than that of the best constant output, which tells where the
+    script sums squares, or multiplies them by a number.
+    """
+    loss, rms = run.training.loss, run.training.target_rms
+    if loss is None or loss.kind != "squared_error" or rms is None:
+        return None
+    return max(rms * rms, loss.constant_level or 0.0)

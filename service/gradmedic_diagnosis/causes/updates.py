@@ -12,6 +12,11 @@ from gradmedic_diagnosis.optimizers import is_plain_sgd
 from gradmedic_diagnosis.run_evidence import RunEvidence
 from gradmedic_diagnosis.run_history import CALM_FACTOR
 
+SPOILING_UPDATE_RATIO = 0.005
+"""Largest update over weight from which on updates can have spoiled a network that passed gradients on at the start:
+the upper end of the practical band is 0.01, for networks that are trained already."""
+SPOILING_SCORE = 0.5
+"""Score of such updates. A judgement: another change of the network in its first steps looks the same."""
 HIGH_UPDATE_RATIO = 0.03
 """Update over weight well above the practical band of 1e-5 to 1e-2 for a whole network."""
 MAX_PEAK_UPDATE_RATIO = 10.0
@@ -50,7 +55,8 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
     ratio = math.nan if run.starts_at_zero else find_largest(run.typical_update_ratio, history.first_update_ratio)
     largest = math.nan if run.starts_at_zero else history.largest_update_ratio
     has_grown = any(run.find(detector) is not None for detector in GROWTH_FINDINGS)
-    if run.find("nonfinite") is not None and not has_grown:
+    is_sudden = run.find("nonfinite") is not None and not has_grown
+    if is_sudden:
         # Nothing grew before the first non-finite number: only the updates right before it can be the reason.
         ratio = math.nan if run.starts_at_zero else run.typical_update_ratio
         largest = math.nan if run.starts_at_zero else history.recent_update_ratio
@@ -67,7 +73,7 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
         if divergence is not None:
             numbers["loss_over_reference"] = times = divergence.evidence["loss_over_reference"]
             text = f"The loss blew up to {times:.3g} times its reference; a loss that falls stays below 1."
-    elif find_largest(ratio, peak) < HIGH_UPDATE_RATIO / 3 and not has_risen:
+    elif find_largest(ratio, peak) < _least_harmful_ratio(has_risen=has_risen, is_sudden=is_sudden):
         return None
     else:
         score += 0.4 * ramp(math.log10(max(ratio, MIN_RATIO)), math.log10(HIGH_UPDATE_RATIO / 3), math.log10(1.0))
@@ -83,6 +89,17 @@ def check_learning_rate(run: RunEvidence) -> Cause | None:
     if LARGE_MOMENTUM <= momentum < 1:
         text += f" A momentum of {momentum:g} adds each gradient to {1 / (1 - momentum):.0f} updates, one of 0.9 to 10."
     return make_cause("learning_rate_too_high", score, text, **numbers)
+
+
+def _least_harmful_ratio(*, has_risen: bool, is_sudden: bool) -> float:
+    """Return the update over weight from which updates can be too large.
+
+    A rate that has risen is evidence itself. But where nothing grew before the first non-finite number, a warm-up with
+    ordinary updates has done no harm.
+    """
+    if not has_risen:
+        return HIGH_UPDATE_RATIO / 3
+    return SPOILING_UPDATE_RATIO if is_sudden else 0.0
 
 
 def check_rate_of_worsening_run(run: RunEvidence) -> Cause | None:
@@ -110,8 +127,9 @@ def check_low_learning_rate(run: RunEvidence) -> Cause | None:
             "learning_rate_too_low", UNMOVED_SCORE, text, learning_rate=rate, largest_learning_rate=largest
         )
     ratio = run.slow_update_ratio
-    if math.isnan(ratio) or rate > RATE_RISE * run.history.first_learning_rate:
-        return None  # updates were larger, or a warm-up goes on
+    is_warming_up = rate > RATE_RISE * run.history.first_learning_rate and not rate < largest
+    if math.isnan(ratio) or is_warming_up:
+        return None  # updates were larger, or may become so
     known = "" if math.isnan(rate) else f", {rate:.3g},"
     text = (
         f"One update changes the weights by only {ratio:.1g} of their size, and none was larger than "
@@ -126,7 +144,7 @@ def check_destroying_updates(run: RunEvidence) -> Cause | None:
     """Look for updates that were large enough to drive units of a vanishing run into saturation."""
     peak = run.history.largest_update_ratio
     if peak < HIGH_UPDATE_RATIO:
-        return None
+        return _check_spoiling_updates(run, peak)
     text = (
         f"Updates were as large as {peak:.2g} of the weights (healthy: about {HEALTHY_UPDATE_RATIO:g}), "
         "enough to saturate units."
@@ -137,6 +155,23 @@ def check_destroying_updates(run: RunEvidence) -> Cause | None:
         score += DEATH_SCORE
         text += f" Units died at step {dead.first_step}, and not at the start."
     return make_cause("learning_rate_too_high", score, text, update_to_weight=peak)
+
+
+def _check_spoiling_updates(run: RunEvidence, peak: float) -> Cause | None:
+    """Look for updates after which gradients fade with depth, in a network that passed them on at the start.
+
+    Adam's first updates have full size, whatever the gradient: a transformer that normalizes behind its branches needs
+    a warm-up (Xiong et al. 2020, "On layer normalization in the transformer architecture").
+    """
+    gap = run.find("depth_gap")
+    if gap is None or gap.first_step == 0 or not peak >= SPOILING_UPDATE_RATIO:
+        return None
+    text = (
+        f"At the start gradients reached all layers; they fade with depth since step {gap.first_step}, after updates "
+        f"of up to {peak:.2g} of the weights (healthy: about {HEALTHY_UPDATE_RATIO:g}). A warm-up makes the first "
+        "updates small."
+    )
+    return make_cause("learning_rate_too_high", SPOILING_SCORE, text, update_to_weight=peak)
 
 
 def check_destroying_gradients(run: RunEvidence) -> Cause | None:

@@ -24,6 +24,9 @@ PROBES = 3
 MOST = 0.5
 """Share of the gradients from which what no optimizer uses is most of the model. Then a small part is tuned on purpose,
 as a head, a prompt or biases are."""
+ALL = 0.999
+"""Share of the gradients from which on what no optimizer uses is the whole model, where no layer of an optimizer has
+had a gradient. An input that is optimized through a model has one."""
 LARGE_SHARE = 0.1
 """Share of the trained weights that must be cut off. A judgement: pretrained models often have a small head or pooler
 that a task does not use, which is no fault."""
@@ -39,7 +42,7 @@ class DisconnectedParameters(Detector):
 
     A second form: layers have gradients that no optimizer uses. It is a note where that is most of the model, or only
     layers before those that train, as where a head is tuned on features, unless the loss does not fall at all: then the
-    layers that train are not enough.
+    layers that train are not enough. Where no layer of an optimizer has a gradient, it holds those of another model.
 
     A third form: parameters that the model computes with, and does not register, have gradients that nothing uses.
     """
@@ -93,7 +96,7 @@ class DisconnectedParameters(Detector):
 
     def observe(self, view: StepView) -> None:
         """Count the steps, and remember the layers that had a gradient."""
-        if view.row is None or view.is_skipped:
+        if view.is_skipped:
             return
         shares = view.probes.get("unused_gradient_share")
         if shares:
@@ -101,6 +104,8 @@ class DisconnectedParameters(Detector):
         shares = view.probes.get("unregistered_gradient_share")
         if shares:
             self._read_unregistered(view, shares.get("", 0.0))
+        if view.row is None:
+            return
         present = view.measurements.present[view.row]
         if len(self._untouched) != len(present):
             self._untouched = ~_read_bits(self.touched, len(present))
@@ -176,7 +181,9 @@ class DisconnectedParameters(Detector):
         is_behind = bool(trained) and in_order.index(forgotten[-1]) > trained[0]
         evidence = {"unused_gradient_share": share, "layers_affected": float(len(forgotten))}
         has_failed = view.is_stuck and view.objective.count >= STUCK_PATIENCE and not view.has_learned
-        severity: Severity = "warning" if has_failed or (is_behind and share < MOST) else "note"
+        trains_nothing = share >= ALL and not self.touched
+        is_fault = has_failed or trains_nothing or (is_behind and share < MOST)
+        severity: Severity = "warning" if is_fault else "note"
         self.update_finding(view.step, severity, forgotten[-MAX_LAYERS_NAMED:], evidence, since=0)
 
     def explain(self, finding: FindingState, layers: Sequence[str]) -> str:
@@ -197,6 +204,11 @@ class DisconnectedParameters(Detector):
             )
             if finding.severity == "note":
                 return f"{text} If that is meant, requires_grad_(False) saves the time."
+            if evidence["unused_gradient_share"] >= ALL:
+                return (
+                    f"{text} Was the layer made, or replaced, after the optimizer, or does the optimizer hold the "
+                    "parameters of another model?"
+                )
             return f"{text} Was the layer made, or replaced, after the optimizer?"
         share = evidence["share_of_weights"]
         which = f"1 layer ({layers[0]})" if count == 1 else f"{count} layers (the first is {layers[0]})"

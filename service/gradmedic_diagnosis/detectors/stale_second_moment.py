@@ -269,9 +269,12 @@ class StaleSecondMoment(Detector):
 
 
 def _list_ratios(ratios: Mapping[str, float], epsilon_shares: Mapping[str, float]) -> list[float]:
-    """Return the finite ratios of the layers whose second moment, and not epsilon, divides the updates."""
+    """Return the ratios of the layers with a gradient whose second moment, and not epsilon, divides the updates.
+
+    A ratio of 0 says that the gradient is exactly zero, and nothing of the second moment.
+    """
     return [
         ratio
         for layer, ratio in ratios.items()
-        if math.isfinite(ratio) and not epsilon_shares.get(layer, 0.0) > EPSILON_SHARE
+        if 0 < ratio < math.inf and not epsilon_shares.get(layer, 0.0) > EPSILON_SHARE
     ]

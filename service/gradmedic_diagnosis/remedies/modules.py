@@ -203,6 +203,7 @@ MODULE_ROWS: tuple[RemedyRow, ...] = (
         reason="Separates each weight vector's length from its direction.",
         cost="A norm per weight vector and step.",
         sources=("Salimans and Kingma 2016, Weight normalization",),
+        is_applicable=applicability.has_no_zero_matrix,
     ),
     RemedyRow(
         id="forget_gate_bias",

@@ -100,6 +100,14 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
         is_applicable=applicability.applies_softmax_twice,
     ),
     RemedyRow(
+        id="use_log_softmax",
+        chances={"loss_mismatch": 1.0},
+        reason="The loss takes the logarithms of probabilities, and gets probabilities.",
+        cost="None.",
+        sources=("the documentation of torch.nn.KLDivLoss",),
+        is_applicable=applicability.misses_logarithm,
+    ),
+    RemedyRow(
         id="match_target_shape",
         chances={"loss_mismatch": 1.0},
         reason="With shapes that broadcast, each output is compared with every target.",

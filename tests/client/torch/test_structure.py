@@ -159,6 +159,23 @@ def test_integer_inputs_have_no_size_and_autocast_is_noticed() -> None:
     assert (training.input_rms, training.batch_size, training.precision) == (None, 1, "bfloat16")
 
 
+def test_a_single_number_is_no_input() -> None:
+    """A number that a trainer passes beside the batch, such as a count of examples, is not measured."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 1)
+
+        def forward(self, count: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
+            scaled: torch.Tensor = self.linear(inputs) / count
+            return scaled
+
+    model = Scaled()
+    training = training_of(model, torch.optim.SGD(model.parameters(), lr=0.1), torch.tensor(16.0), torch.ones(2, 3))
+    assert (training.input_rms, training.input_abs_max) == (1.0, 1.0)
+
+
 class Functional(nn.Module):
     """Calls activations and normalizations in `forward` only."""
 

@@ -96,6 +96,19 @@ def test_what_is_tuned_on_purpose_is_a_note() -> None:
         assert finding.severity == "note"
 
 
+@pytest.mark.parametrize("loss", [falling(STEPS), noisy(2.3, STEPS), np.geomspace(1.0, 3.0, STEPS)])
+def test_an_optimizer_of_another_model_is_a_fault(loss: NDArray[np.float64]) -> None:
+    """Where all gradients belong to layers in no optimizer, and no layer of one has a gradient, nothing trains."""
+    nothing = np.zeros(STEPS, dtype=np.bool_)
+    block = dataclasses.replace(run(loss), sampled=nothing, values=run(loss).values[:0], present=run(loss).present[:0])
+    probed = with_probes(block, {name_metric("unused_gradient_share"): {0: 1.0, 1: 1.0, 2: 1.0, 100: 1.0}})
+    diagnosis = Diagnostician(forget(0, 1, 2, 3)).update(probed)
+    assert (finding := find_finding(diagnosis, "disconnected_parameters")) is not None
+    assert (finding.severity, diagnosis.level) == ("warning", "attention")
+    assert diagnosis.causes[0].cause == "disconnected_parameters"
+    assert "parameters of another model" in finding.explanation
+
+
 def test_a_body_in_no_optimizer_is_a_fault_where_its_head_learns_nothing() -> None:
     """A head that is trained alone on purpose learns; here the loss is flat."""
     finding = find(unused(0.75, absent=(0, 1, 2), loss=noisy(2.3, STEPS)), forget(0, 1, 2))

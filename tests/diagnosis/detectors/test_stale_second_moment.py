@@ -114,6 +114,12 @@ def test_a_large_epsilon_is_no_stale_second_moment() -> None:
             assert (find(with_probes(block, shares)) is not None) == is_found
 
 
+def test_a_gradient_of_exactly_zero_is_no_stale_second_moment() -> None:
+    """A ratio of 0 says that the gradient is zero, as before an operation without a gradient."""
+    assert find(stalled(1e-4)) is not None
+    assert find(stalled(0.0)) is None
+
+
 def test_the_finding_does_not_depend_on_the_cuts() -> None:
     """Cut into blocks, and through bytes after each, a run has the same finding."""
     for block in (spiking({118: 4.0, 176: 4.0, 236: 4.0}), stalled(1e-4)):

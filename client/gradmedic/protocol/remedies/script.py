@@ -69,6 +69,17 @@ SCRIPT_REMEDIES: Mapping[str, RemedyKind] = {
             "jax": Code("loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)  # of logits"),
         },
     ),
+    "use_log_softmax": make_row(
+        Target.SCRIPT,
+        code={
+            "torch": Code(
+                "log_probabilities = torch.nn.functional.log_softmax(logits, -1)\n"
+                'loss = torch.nn.functional.kl_div(log_probabilities, target, reduction="batchmean")'
+            ),
+            "keras": Code("loss = keras.losses.KLDivergence()(target, keras.ops.softmax(logits))  # of probabilities"),
+            "jax": Code("loss = optax.kl_divergence(jax.nn.log_softmax(logits), target)  # of log-probabilities"),
+        },
+    ),
     "match_target_shape": make_row(
         Target.SCRIPT,
         code={
