@@ -279,6 +279,13 @@ def applies_softmax_twice(run: RunEvidence) -> bool:
     return loss is not None and not loss.broadcasts and not misses_logarithm(run)
 
 
+def has_impossible_alignments(run: RunEvidence) -> bool:
+    """Whether a CTC loss became infinite, as it does where no alignment is possible."""
+    finding = run.find("nonfinite")
+    is_ctc = run.training.loss is not None and run.training.loss.kind == "ctc"
+    return is_ctc and finding is not None and finding.evidence.get("loss") == math.inf
+
+
 def misses_logarithm(run: RunEvidence) -> bool:
     """Whether the loss takes log-probabilities, and may get probabilities."""
     return find_missing_logarithm(run.training.loss) is not None

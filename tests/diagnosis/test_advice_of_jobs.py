@@ -268,7 +268,8 @@ def test_the_epsilon_fits_the_precision(dtype: str | None, epsilon: float) -> No
 def test_what_only_the_script_can_do_is_marked() -> None:
     """Advice for faults of the script is code to paste: a rerun does not apply it by itself."""
     ids = (
-        "call_zero_grad", "remove_extra_softmax", "use_log_softmax", "match_target_shape", "filter_nonfinite_batches",
+        "call_zero_grad", "remove_extra_softmax", "use_log_softmax", "leave_out_impossible_alignments",
+        "match_target_shape", "filter_nonfinite_batches",
         "connect_parameters", "check_labels", "slow_down_adversary", "balance_router", "smooth_schedule",
     )  # fmt: skip
     assert all(REMEDIES[id].needs_script for id in ids)

@@ -100,6 +100,21 @@ def test_a_learning_rate_that_rose_is_blamed() -> None:
     assert "learning_rate_too_high" not in causes
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "is_first"), [("ctc", np.inf, True), ("ctc", np.nan, False), ("cross_entropy", np.inf, False)]
+)
+def test_an_infinite_ctc_loss_has_no_possible_alignment(kind: str, value: float, is_first: bool) -> None:
+    """An input that is too short for its labels makes a CTC loss infinite, and nothing else does what it needs."""
+    block = dying(weight=4.0, update=0.004)
+    loss = np.where(np.isnan(DYING), value, DYING)
+    block = dataclasses.replace(block, series={**block.series, "loss": StepSeries(loss, block.series["loss"].present)})
+    block.values[80:, :, 0] = np.nan
+    block.values[80:, :, 1] = 1.0
+    named = [Layer(name=layer.name, numel=100, role="weight") for layer in layers(block.present.shape[1])]
+    advice = Diagnostician(named, Training(loss=Loss(kind=kind))).update(block).advice
+    assert (advice[0].remedy.id == "leave_out_impossible_alignments") is is_first
+
+
 def test_a_gated_cell_alone_is_no_long_recurrence() -> None:
     """An LSTM whose factor per time step is unknown is not blamed for a NaN."""
     assert "long_recurrence" not in find_causes(dying(), kind="LSTM")

@@ -180,4 +180,7 @@ class NonfiniteLoss(Detector):
             text += ". So the forward pass or the loss"
         else:
             text += ". Check the input, which was not seen; if it is finite, the forward pass or the loss"
-        return f"{text} has an operation without a finite result: log(0), 0/0, or an exponential of a large number."
+        return (
+            f"{text} has an operation without a finite result: log(0), 0/0, an exponential of a large number, or a "
+            "softmax of a row that is masked as a whole."
+        )

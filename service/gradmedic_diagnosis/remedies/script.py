@@ -52,6 +52,14 @@ SCRIPT_ROWS: tuple[RemedyRow, ...] = (
         is_applicable=applicability.may_compute_loss_unsafely,
     ),
     RemedyRow(
+        id="leave_out_impossible_alignments",
+        chances={"nonfinite_loss": 0.95, "numerical_instability": 0.5},
+        reason="A CTC loss is infinite where an input has fewer frames than its labels need.",
+        cost="Such examples teach nothing.",
+        sources=("Graves et al. 2006, Connectionist temporal classification", "the documentation of torch.nn.CTCLoss"),
+        is_applicable=applicability.has_impossible_alignments,
+    ),
+    RemedyRow(
         id="guard_operations",
         chances={"numerical_instability": 0.9, "nonfinite_loss": 0.6, "unbounded_activation": 0.3},
         reason="Roots, quotients, logarithms and exponentials get no number at which their slope is infinite.",

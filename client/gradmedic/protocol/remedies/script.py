@@ -80,6 +80,17 @@ SCRIPT_REMEDIES: Mapping[str, RemedyKind] = {
             "jax": Code("loss = optax.kl_divergence(jax.nn.log_softmax(logits), target)  # of log-probabilities"),
         },
     ),
+    "leave_out_impossible_alignments": make_row(
+        Target.SCRIPT,
+        code={
+            "torch": Code(
+                "# an input needs a frame for each label, and one more between equal labels\n"
+                "loss = torch.nn.functional.ctc_loss(log_probabilities, labels, frames, lengths, zero_infinity=True)"
+            ),
+            "keras": Code("is_possible = frames >= lengths + repeats  # leave the other examples out of the loss"),
+            "jax": Code("loss = jnp.where(frames >= lengths + repeats, loss, 0.0)  # of each example"),
+        },
+    ),
     "match_target_shape": make_row(
         Target.SCRIPT,
         code={

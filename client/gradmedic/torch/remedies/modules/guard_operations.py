@@ -9,6 +9,7 @@ Elsewhere results and gradients stay as they are, to the bit. At the numbers the
 | logarithm below 1e-8 | the logarithm of 1e-8 | 0 |
 | exponential that would be infinite | a large number | 0 |
 | arc sine and cosine within 1e-6 of 1 | that of 1 - 1e-6 | 0 |
+| softmax of a row that is minus infinity throughout, as where a mask leaves nothing | 0 | 0 |
 
 The gradient of 0 is that of a clipped argument, as Keras clips probabilities; for a root, it is the subgradient that
 torch takes for `norm` and `std`. The two steps, first to replace the argument and then the result, are needed because
@@ -40,13 +41,17 @@ _LOGARITHMS = frozenset({"log", "log2", "log10"})
 _EXPONENTIALS = {"exp": 1.0, "expm1": 1.0, "exp2": math.log(2)}
 """Each with the logarithm of its base."""
 _ARCS = frozenset({"acos", "arccos", "asin", "arcsin"})
+_DIMENSION = 1
+"""Position of the dimension among the arguments of a softmax."""
 
 
 class GuardOperations(FunctionRemedy):
-    """Guards roots, quotients, logarithms, exponentials and arcs, wherever the script computes them."""
+    """Guards roots, quotients, logarithms, exponentials, arcs and softmaxes, wherever the script computes them."""
 
     id = "guard_operations"
-    nothing_seen = "the script computes no root, quotient, logarithm, exponential or arc with torch's own functions"
+    nothing_seen = (
+        "the script computes no root, quotient, logarithm, exponential, arc or softmax with torch's own functions"
+    )
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a function, guarded if it is one of those above and gradients are computed."""
@@ -127,6 +132,15 @@ def _guard_arc(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tens
     return result
 
 
+def _guard_softmax(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    dimension = args[_DIMENSION] if len(args) > _DIMENSION else kwargs.get("dim")
+    if not args or not _is_real(args[0]) or not isinstance(dimension, int):
+        return None
+    is_masked = (args[0] == -math.inf).all(dimension, keepdim=True)
+    result: Tensor = func(args[0].masked_fill(is_masked, 0), *args[1:], **kwargs)
+    return result.masked_fill(is_masked, 0)
+
+
 _GUARDS: dict[str, _Guard] = {
     **dict.fromkeys(_ROOTS, _guard_root),
     **dict.fromkeys(_POWERS, _guard_power),
@@ -135,5 +149,6 @@ _GUARDS: dict[str, _Guard] = {
     "log1p": _guard_logarithm_behind_one,
     **dict.fromkeys(_EXPONENTIALS, _guard_exponential),
     **dict.fromkeys(_ARCS, _guard_arc),
+    "softmax": _guard_softmax,
 }
 """The guard of each function, by its name."""

@@ -48,6 +48,34 @@ def test_results_and_gradients_are_finite(name: str) -> None:
     assert torch.equal(result[-1:], function(plain)[-1:])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.softmax(x, -1),
+        lambda x: torch.softmax(x, dim=-1),
+        lambda x: x.softmax(-1),
+        lambda x: nn.functional.softmax(x, dim=-1),
+        nn.Softmax(dim=-1),
+    ],
+    ids=["function", "named", "method", "functional", "module"],
+)
+def test_a_row_that_is_masked_as_a_whole_has_no_weights(function: Function) -> None:
+    """Its softmax and its gradient are 0; other rows have torch's own, to the bit."""
+    values = [[-torch.inf, -torch.inf, -torch.inf], [-torch.inf, 1.0, 2.0], [0.5, 1.0, 2.0]]
+    x, plain = (torch.tensor(values, requires_grad=True) for _ in range(2))
+    weights = torch.tensor([1.0, 2.0, 4.0])
+    (function(plain)[1:] * weights).sum().backward()  # type: ignore[no-untyped-call]
+    applied = apply(nn.Linear(1, 1), None, GUARDED)
+    result = function(x)
+    (result * weights).sum().backward()  # type: ignore[no-untyped-call]
+    applied.close()
+    assert torch.equal(result[0], torch.zeros(3))
+    assert torch.equal(result[1:], function(plain)[1:])
+    assert x.grad is not None
+    assert plain.grad is not None
+    assert torch.equal(x.grad, plain.grad.nan_to_num(0.0))
+
+
 def test_a_training_through_a_root_of_zero_stays_finite() -> None:
     """A distance between an example and itself breaks a training, and none whose root is guarded."""
 
