@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
-from gradmedic.protocol.runs import Objective, Training
+from gradmedic.protocol.runs import Loss, Objective, Training
 from gradmedic.protocol.verdicts import Learning
 from gradmedic_diagnosis.block import Block
+from gradmedic_diagnosis.detectors.loss_mismatch import LINEAR
 from gradmedic_diagnosis.learning import LearningTracker
 from gradmedic_diagnosis.loss_progress import LossProgress
 
 THE_LOSS = Objective(kind="loss", direction="minimize")
+DISTANCES = ("squared_error", "absolute_error", "huber")
+"""Kinds of losses that compare numbers with numbers."""
 
 
 class ObjectiveTracker:
@@ -32,6 +36,7 @@ class ObjectiveTracker:
         self._is_surrogate = training.loss is not None and training.loss.surrogate is True
         self._is_given = training.loss is not None and training.loss.surrogate is False
         """Whether the loss was seen to compare the output with given targets."""
+        self._may_rise = training.loss is not None and compares_chosen_values(training.loss)
         self.constant_level = math.nan if training.loss is None else _read_constant_level(training, self._objective)
         """Loss of a predictor with a constant output; NaN where it is unknown or does not bound the objective."""
         self._learning = LearningTracker()
@@ -85,10 +90,14 @@ class ObjectiveTracker:
         return progress
 
     def judge(self, *, has_several_streams: bool) -> Learning:
-        """Return what the objective does. Losses that take turns, as in a GAN, say nothing of progress."""
+        """Return what the objective does. Losses that take turns, as in a GAN, say nothing of progress.
+
+        Nor does a loss that gets worse while the training computes its targets itself.
+        """
         if not self.measures_progress or (has_several_streams and self._objective.kind != "metric"):
             return "unknown"
-        return self._learning.state
+        is_no_news = self._may_rise and not self._is_declared and self._learning.state == "worsening"
+        return "unknown" if is_no_news else self._learning.state
 
     def describe(self) -> str:
         """Describe an objective that is stuck or gets worse in one sentence; empty for the other states."""
@@ -105,6 +114,21 @@ class ObjectiveTracker:
         """Set the state that `to_state` returned; what an older state does not have keeps its first value."""
         self._learning.restore(state.get("learning", {}))
         self._metric_progress.restore(state.get("metric", {}))
+
+
+def compares_chosen_values(loss: Loss) -> bool:
+    """Whether a loss compares the value of a chosen action, as in Q-learning, with a target.
+
+    Such a training computes its targets from its own values. They grow with the rewards that it learns to get, and the
+    loss with them (Mnih et al. 2015, "Human-level control through deep reinforcement learning").
+
+    >>> compares_chosen_values(Loss(kind="huber", operations=["SmoothL1Loss", "Select", "Gather", "Addmm"]))
+    True
+    >>> compares_chosen_values(Loss(kind="squared_error", operations=["MseLoss", "Addmm", "Gather"]))
+    False
+    """
+    of_loss = takewhile(lambda operation: operation not in LINEAR, loss.operations)
+    return loss.kind in DISTANCES and "Gather" in of_loss
 
 
 def _read_constant_level(training: Training, objective: Objective) -> float:

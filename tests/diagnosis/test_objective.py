@@ -126,6 +126,21 @@ def test_no_signal_after_the_objective_is_reached_is_a_note() -> None:
     assert (policy.verdict, policy.level) == ("healthy", "ok")
 
 
+def test_the_loss_of_chosen_values_may_rise() -> None:
+    """The loss of a Q-learning follows targets that grow with what it learns; that of other regressions does not."""
+    loss = np.concatenate([np.geomspace(0.1, 7e-4, 150), np.geomspace(7e-4, 0.2, 250)])
+    chosen = Loss(kind="huber", operations=["SmoothL1Loss", "Select", "Gather", "Addmm"], surrogate=False)
+    rising = diagnose(run(loss), Training(loss=chosen))
+    assert (rising.learning, rising.level) == ("unknown", "ok")
+    assert "gets worse" not in rising.summary
+    other = Loss(kind="huber", operations=["SmoothL1Loss", "Addmm", "Gather"], surrogate=False)
+    for training in (
+        Training(loss=other),
+        Training(loss=chosen, objective=Objective(kind="loss", direction="minimize")),
+    ):
+        assert diagnose(run(loss), training).learning == "worsening"
+
+
 def test_a_solved_policy_is_no_dead_network() -> None:
     """Without the gradient at the output, zero gradients after a signal under a surrogate loss raise no alarm."""
     gradient = np.where(np.arange(STEPS)[:, None] >= 150, 0.0, 1.0)
