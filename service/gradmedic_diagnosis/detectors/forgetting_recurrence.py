@@ -83,6 +83,8 @@ class ForgettingRecurrence(Detector):
             "share_at_first_time_step": max(share, SMALLEST_SHARE),
             "loss_fallen": view.objective.fallen_share,
         }
+        if view.training.batch_size == time_steps:
+            evidence["batch_size"] = time_steps
         names = view.architecture.names
         layers = [i for i, name in enumerate(names) if name.startswith(f"{module}.")][:MAX_LAYERS_NAMED]
         severity = "warning" if self._is_stuck(view) else "note"
@@ -122,7 +124,13 @@ class ForgettingRecurrence(Detector):
         )
         if finding.severity == "note":
             return f"{text} The loss learns, so the last time steps may be enough."
-        return f"{text} And the objective is no better than what a model without memory reaches."
+        text += " And the objective is no better than what a model without memory reaches."
+        if "batch_size" in evidence:
+            text += (
+                f" The batch has {evidence['batch_size']:.0f} examples, too: does the module take the batch for the "
+                "time? For inputs [batch, time, feature] it needs batch_first=True."
+            )
+        return text
 
 
 def find_forgetting(probes: Probes) -> tuple[str, float, float] | None:

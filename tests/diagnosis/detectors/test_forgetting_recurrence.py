@@ -50,6 +50,13 @@ def test_a_stuck_run_whose_gradient_dies_over_time_is_explained() -> None:
     assert diagnosis.causes[0].cause == "forgetting_recurrence"
 
 
+@pytest.mark.parametrize(("batch_size", "is_asked"), [(40, True), (64, False), (None, False)])
+def test_a_sequence_as_long_as_the_batch_is_asked_about(batch_size: int | None, is_asked: bool) -> None:
+    """A recurrence without batch_first takes the batch for the time; then both numbers are the same."""
+    finding = find(diagnose(probed(noisy(0.69, STEPS), 0.6), Training(batch_size=batch_size)))
+    assert ("batch_first=True" in finding.explanation) is is_asked
+
+
 def test_it_is_a_note_while_the_loss_falls() -> None:
     """Most cells forget; where the loss falls, that is no trouble."""
     diagnosis = diagnose(probed(falling(STEPS), 0.6))
