@@ -42,7 +42,7 @@ WARM_UP_BLOCKS: Final = 10
 STAGE_SECONDS: Final = 600.0
 """Bound of the time in which a stage must be decided."""
 STORAGE_BLOCKS, BINARY_BLOCKS, JSON_BLOCKS, SINGLE_STEPS, EMPTY_STEPS = 200, 80, 40, 150, 600
-"""Requests of a turn. A process's CPU time is counted in hundredths of a second, so each turn takes many of them."""
+"""Requests of a turn."""
 CLIENTS: Final = 4
 
 BINARY_TARGET: Final = 11.0

@@ -27,14 +27,17 @@ CACHE: Final = Path(__file__).resolve().parent / ".cache"
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """Return user and system time of a process and its descendants, those that have ended included."""
+    """Return the CPU time of a process and its descendants, those that have ended included.
+
+    The times of processes that run are exact; those of ended ones are counted in hundredths of a second.
+    """
     total = 0.0
     for member in (process, *process.children(recursive=True)):
         try:
             times = member.cpu_times()
-        except psutil.NoSuchProcess:
+            total += time.clock_gettime(cpu_clock(member)) + times.children_user + times.children_system
+        except (psutil.NoSuchProcess, OSError):
             continue
-        total += times.user + times.system + times.children_user + times.children_system
     return total
 
 
