@@ -40,8 +40,8 @@ SLOWEST_RUNS = 10
 """A loss that needs more than this many times the run so far for a fall of `UNMOVED_SHARE` is stuck. A judgement: a
 user who waits ten times as long as planned has noticed."""
 FAR_ABOVE = 10.0
-"""Times the level of a constant output from which on a loss of a long run is far above it. A judgement: such outputs
-are three times as large as the targets, and learn nothing but to become smaller."""
+"""Times the level of a constant output from which on a loss of a long run is far above it. A judgement: outputs that
+are so bad learn nothing yet but to become smaller."""
 QUARTERS = 4
 """Quarters of a run."""
 OUTLIER_SQUARE = 9.0

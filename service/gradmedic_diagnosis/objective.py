@@ -136,4 +136,6 @@ def _read_constant_level(training: Training, objective: Objective) -> float:
     loss = training.loss
     if loss is None or loss.surrogate or loss.constant_level is None or objective != THE_LOSS:
         return math.nan
+    if compares_chosen_values(loss):
+        return math.nan  # the targets of the first batches say nothing of later ones
     return loss.constant_level if loss.constant_level > 0 else math.nan

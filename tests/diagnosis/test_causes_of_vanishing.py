@@ -71,6 +71,14 @@ def test_activations_that_are_known_not_to_saturate_are_no_cause() -> None:
     assert "saturating_activation" not in find_causes(activation=None, beside="gelu", rms=he)
 
 
+@pytest.mark.parametrize(("dies_at", "is_asked"), [(0, True), (150, False)])
+def test_zero_gradients_from_the_start_may_have_another_reason(dies_at: int, is_asked: bool) -> None:
+    """Rounding before the head gives the rest no gradient from the first step on; units die later."""
+    is_dead = (np.arange(STEPS)[:, None] >= dies_at) & (np.arange(4) < 3)
+    found = find_causes(gradient=np.where(is_dead, 0.0, 1.0))["dead_units"]
+    assert ("an operation without a gradient" in found.explanation) is is_asked
+
+
 def test_updates_that_spoil_a_sound_start_are_a_cause() -> None:
     """Gradients that reach all layers at first, and fade after large updates, blame the learning rate."""
     late = np.where(np.arange(STEPS)[:, None] < 5, 1.0, FADING)

@@ -133,6 +133,8 @@ def test_the_loss_of_chosen_values_may_rise() -> None:
     rising = diagnose(run(loss), Training(loss=chosen))
     assert (rising.learning, rising.level) == ("unknown", "ok")
     assert "gets worse" not in rising.summary
+    of_first_targets = dataclasses.replace(chosen, constant_level=1e-4)  # it says nothing of later ones
+    assert diagnose(run(falling(STEPS)), Training(loss=of_first_targets)).learning == "learning"
     other = Loss(kind="huber", operations=["SmoothL1Loss", "Addmm", "Gather"], surrogate=False)
     for training in (
         Training(loss=other),

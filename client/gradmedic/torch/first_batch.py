@@ -70,8 +70,9 @@ class FirstBatch:
         device = tensors[0].device.type
         if torch.is_autocast_enabled(device):
             self.autocast = str(torch.get_autocast_dtype(device)).removeprefix("torch.")
-        numbers = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim and tensor.numel()]
-        floats = next(iter(numbers), None)
+        floats = next(
+            (tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim and tensor.numel()), None
+        )
         if floats is not None:
             norm, abs_max, *_ = measure_gradients([floats]).read()[0]
             self.input_rms = float(norm) / math.sqrt(floats.numel())

@@ -23,11 +23,9 @@ CLEAR_INIT_DECADES = 2 * INIT_DECADES
 VARIANCE_PRESERVING_DECADES = 1.5
 """Decades within which initial weights preserve variance well enough not to be the reason for fading gradients. Four
 matrices behind rectifiers lose them with torch's own initialization, whose variance is a sixth of He's."""
-
-
 DEFAULT_DECADES = 0.42
-"""Decades that a matrix behind a rectifier loses with torch's own initialization, whose variance is a sixth of He's. A
-little more, for the chance in small matrices."""
+"""Decades that a matrix behind a rectifier loses at most with torch's own initialization: 0.39, and a little more in
+small matrices, by chance."""
 DEEP_DECADES = 3.0
 """Decades that are too many also for torch's own initialization: eight matrices behind rectifiers lose them."""
 

@@ -104,8 +104,8 @@ class LossMismatch(Detector):
             name = "Kullback-Leibler divergence" if outer == "kl_divergence" else "negative log-likelihood"
             return (
                 f"The loss is a {name} of log-probabilities, and it gets probabilities, the output of a "
-                f"{inner.lower()}: it falls below 0, and what makes it small is not a good answer. Give it the output "
-                "of log_softmax."
+                f"{inner.lower()}. So it falls below 0, and a smaller loss is no better answer. Give it the output of "
+                "log_softmax."
             )
         loss = "cross-entropy" if outer == "LogSoftmax" else "binary cross-entropy"
         return (
